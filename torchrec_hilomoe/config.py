@@ -1,0 +1,81 @@
+"""Plain mappings (from YAML, JSON or Hydra) to validated dataclasses, with errors that name the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from torchrec_hilomoe.errors import ConfigError
+
+T = TypeVar("T")
+
+#: Set as ``__pydantic_config__`` on every config dataclass: unknown keys are errors.
+STRICT = ConfigDict(extra="forbid")
+
+
+def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Builds the config dataclass ``cls`` from a plain mapping and validates every value.
+
+    Args:
+        cls (type[T]): a dataclass (nested dataclasses are built too).
+        values (Mapping[str, Any]): plain values, as YAML gives them.
+        prefix (str): dotted path of ``values`` in the whole config, for error messages.
+
+    Returns:
+        T: an instance of ``cls``.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value does not fit its field.
+            Each problem is named by its dotted key.
+
+    Example:
+        >>> import dataclasses
+        >>> @dataclasses.dataclass
+        ... class Optim:
+        ...     __pydantic_config__ = STRICT
+        ...     lr: float = 0.1
+        >>> parse_config(Optim, {"lr": 0.5}, "optimizer")
+        Optim(lr=0.5)
+        >>> parse_config(Optim, {"rl": 0.5}, "optimizer")
+        Traceback (most recent call last):
+        ...
+        torchrec_hilomoe.errors.ConfigError: optimizer.rl: unknown key; did you mean 'lr'? Known keys: lr
+    """
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        problems = [_describe(cls, problem, prefix) for problem in error.errors()]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def _describe(cls: type, problem: Any, prefix: str) -> str:
+    """One readable line for one pydantic problem."""
+    path = ".".join(str(part) for part in (*prefix.split("."), *problem["loc"]) if part != "")
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _known_keys(cls, problem["loc"][:-1])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        return f"{path}: unknown key{hint} Known keys: {', '.join(known)}"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{path}: required, but not given"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], Mapping) or problem["input"] is None and not problem["loc"]:
+        return f"{path}: {message}"
+    return f"{path}: {message} (got {problem['input']!r})"
+
+
+def _known_keys(cls: Any, path: tuple[Any, ...]) -> list[str]:
+    """Field names of the dataclass reached from ``cls`` by ``path``, where it can be reached."""
+    for part in path:
+        if isinstance(part, int) or not dataclasses.is_dataclass(cls):
+            continue
+        cls = typing.get_type_hints(cls).get(part, cls)
+        candidates = [cls, *typing.get_args(cls)]
+        candidates += [arg for c in candidates for arg in typing.get_args(c)]
+        cls = next((c for c in candidates if dataclasses.is_dataclass(c)), cls)
+    return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
