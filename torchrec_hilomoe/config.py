@@ -41,10 +41,10 @@ def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
         ...     lr: float = 0.1
         >>> parse_config(Optim, {"lr": 0.5}, "optimizer")
         Optim(lr=0.5)
-        >>> parse_config(Optim, {"rl": 0.5}, "optimizer")
+        >>> parse_config(Optim, {"lrr": 0.5}, "optimizer")
         Traceback (most recent call last):
         ...
-        torchrec_hilomoe.errors.ConfigError: optimizer.rl: unknown key; did you mean 'lr'? Known keys: lr
+        torchrec_hilomoe.errors.ConfigError: optimizer.lrr: unknown key; did you mean 'lr'? Known keys: lr
     """
     try:
         return TypeAdapter(cls).validate_python(dict(values))
