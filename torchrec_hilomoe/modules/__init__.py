@@ -1,1 +1,38 @@
-"""TorchRec HiLoMoE."""
+"""HiLoMoE as modules that stand where TorchRec's stand."""
+
+from torchrec_hilomoe.modules.config import HiLoMoEConfig
+from torchrec_hilomoe.modules.crossnet import HiLoMoECrossNet
+from torchrec_hilomoe.modules.interaction import HiLoMoEInteractionArch
+from torchrec_hilomoe.modules.linear import HiLoMoELinear, RoutedLinear, shared_routing
+from torchrec_hilomoe.modules.losses import (
+    AuxiliaryLoss,
+    AuxiliaryLossConfig,
+    AuxiliaryLosses,
+    expert_diversity_loss,
+    load_balance_loss,
+    z_loss,
+)
+from torchrec_hilomoe.modules.mlp import HiLoMoEMLP
+from torchrec_hilomoe.modules.parts import Part, parameter_part, set_experts_enabled
+from torchrec_hilomoe.modules.router import HierarchicalRouter, Routing
+
+__all__ = [
+    "AuxiliaryLoss",
+    "AuxiliaryLossConfig",
+    "AuxiliaryLosses",
+    "HiLoMoEConfig",
+    "HiLoMoECrossNet",
+    "HiLoMoEInteractionArch",
+    "HiLoMoELinear",
+    "HiLoMoEMLP",
+    "HierarchicalRouter",
+    "Part",
+    "RoutedLinear",
+    "Routing",
+    "expert_diversity_loss",
+    "load_balance_loss",
+    "parameter_part",
+    "set_experts_enabled",
+    "shared_routing",
+    "z_loss",
+]

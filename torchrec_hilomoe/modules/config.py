@@ -1,0 +1,68 @@
+"""Options of hierarchical routing and its experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torchrec_hilomoe.config import STRICT
+
+
+@dataclass(frozen=True)
+class HiLoMoEConfig:
+    """Shape of the experts and of their routing, shared by every HiLoMoE module.
+
+    Args:
+        num_layers (int): L, layers of experts.
+        num_experts (int): K, rank-1 experts of one layer.
+        top_k (int | None): experts kept in each layer, their scores renormalised; None is the
+            dense softmax.
+        tied_keys (bool): the keys are V of the (first) linear and the query is its input, with no
+            parameters of the router's own; else keys and a projection of the query are learned.
+        query_dim (int | None): features of query and keys where they are untied; None is the
+            router's ``in_features``.
+        query_dropout (float): dropout on the query.
+        expert_dropout (float): dropout on each expert's contribution to a linear; all tokens of a
+            sample share its mask.
+        gate_scale (float | None): factor on the scores inside a linear; None is K, for a mean
+            gate of 1 [R].
+
+    Raises:
+        ValueError: a value is out of range; the message names its field.
+
+    Example:
+        >>> HiLoMoEConfig(num_layers=2, num_experts=8, top_k=2).top_k
+        2
+        >>> HiLoMoEConfig(num_experts=4, top_k=5)
+        Traceback (most recent call last):
+        ...
+        ValueError: top_k must lie in 1..num_experts (4), got 5
+    """
+
+    __pydantic_config__ = STRICT
+
+    num_layers: int = 3
+    num_experts: int = 32
+    top_k: int | None = None
+    tied_keys: bool = False
+    query_dim: int | None = None
+    query_dropout: float = 0.0
+    expert_dropout: float = 0.0
+    gate_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_experts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.top_k is not None and not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(
+                f"top_k must lie in 1..num_experts ({self.num_experts}), got {self.top_k}"
+            )
+        if self.query_dim is not None and self.tied_keys:
+            raise ValueError("query_dim has no meaning with tied_keys: leave one of them out")
+        if self.query_dim is not None and self.query_dim < 1:
+            raise ValueError(f"query_dim must be at least 1, got {self.query_dim}")
+        for name in ("query_dropout", "expert_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.gate_scale is not None and self.gate_scale <= 0.0:
+            raise ValueError(f"gate_scale must be positive, got {self.gate_scale}")

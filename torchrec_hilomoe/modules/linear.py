@@ -1,0 +1,163 @@
+"""Linear layers with hierarchically routed experts."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchrec_hilomoe.modules.config import HiLoMoEConfig
+from torchrec_hilomoe.modules.router import HierarchicalRouter, Routing
+from torchrec_hilomoe.ops import hilomoe_linear
+
+torch.fx.wrap("hilomoe_linear")
+
+
+class RoutedLinear(nn.Module):
+    r"""A linear layer whose experts follow a routing computed elsewhere.
+
+    .. math:: y = W x + b + c \sum_l U^{(l)\top} \mathrm{diag}(s^{(l)}) V^{(l)} x
+
+    with c the gate scale. ``weight`` and ``bias`` have the names, shapes and initial values of
+    ``nn.Linear``, whose checkpoints load with ``strict=False``. U starts at 0, so that the output
+    equals the dense layer's bit for bit, and V as N(0, 1/d) [R]. (Sequences of more than
+    ``d o / (d + o)`` tokens run on built weights, equal up to rounding.)
+
+    Args:
+        in_features (int): d.
+        out_features (int): o.
+        config (HiLoMoEConfig): layers, experts, dropout and gate scale.
+        device (torch.device | None): default compute device.
+        dtype (torch.dtype | None): dtype of the parameters.
+
+    Attributes:
+        experts_enabled (bool): False leaves the experts out, at the cost of ``nn.Linear``.
+
+    Example:
+        >>> config = HiLoMoEConfig(num_layers=3, num_experts=4)
+        >>> router, linear = HierarchicalRouter(16, config), RoutedLinear(16, 8, config)
+        >>> x = torch.randn(5, 16)
+        >>> torch.equal(linear(x, router(x)), F.linear(x, linear.weight, linear.bias))
+        True
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        config: HiLoMoEConfig,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.gate_scale = float(config.gate_scale or config.num_experts)
+        self.experts_enabled = True
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight = parameter(out_features, in_features)
+        self.bias = parameter(out_features)
+        self.expert_u = parameter(config.num_layers, config.num_experts, out_features)
+        self.expert_v = parameter(config.num_layers, config.num_experts, in_features)
+        self.expert_dropout = nn.Dropout(config.expert_dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias as ``nn.Linear`` does, V as N(0, 1/d), and sets U to 0."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        bound = 1.0 / math.sqrt(self.in_features)
+        nn.init.uniform_(self.bias, -bound, bound)
+        nn.init.zeros_(self.expert_u)
+        nn.init.normal_(self.expert_v, std=bound)
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        """Applies base and experts.
+
+        Args:
+            x (Tensor): ``[B, d]`` or ``[B, N, d]``.
+            routing (Routing): of the same B samples; not read while the experts are disabled.
+
+        Returns:
+            Tensor: ``[B, o]`` or ``[B, N, o]``.
+        """
+        if not self.experts_enabled:
+            return F.linear(x, self.weight, self.bias)
+        # On gates rather than on activations: the same product, and either execution can use it.
+        gates = self.expert_dropout(routing.scores)
+        return hilomoe_linear(
+            x, self.weight, self.bias, self.expert_u, self.expert_v, gates, self.gate_scale
+        )
+
+    def extra_repr(self) -> str:
+        """Sizes, as printed by ``repr``."""
+        num_layers, num_experts = self.expert_u.shape[:2]
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"num_layers={num_layers}, num_experts={num_experts}"
+        )
+
+
+class HiLoMoELinear(RoutedLinear):
+    """A :class:`RoutedLinear` with a router of its own: stands wherever an ``nn.Linear`` stands.
+
+    Args:
+        in_features (int): d.
+        out_features (int): o.
+        config (HiLoMoEConfig): experts and routing.
+        device (torch.device | None): default compute device.
+        dtype (torch.dtype | None): dtype of the parameters.
+
+    Example:
+        >>> linear = HiLoMoELinear(16, 8, HiLoMoEConfig(num_layers=3, num_experts=4))
+        >>> linear(torch.randn(5, 16)).shape, linear(torch.randn(5, 7, 16)).shape
+        (torch.Size([5, 8]), torch.Size([5, 7, 8]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        config: HiLoMoEConfig,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, config, device, dtype)
+        self.router = HierarchicalRouter(in_features, config, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Routes each sample by its input, the mean of its tokens, and applies base and experts.
+
+        Args:
+            x (Tensor): ``[B, d]`` or ``[B, N, d]``.
+
+        Returns:
+            Tensor: ``[B, o]`` or ``[B, N, o]``.
+        """
+        return super().forward(x, shared_routing(self.router, [self], x))
+
+
+def shared_routing(router: HierarchicalRouter, linears: Iterable[nn.Module], x: Tensor) -> Routing:
+    """The one routing of several linears, from the input of the first.
+
+    Args:
+        router (HierarchicalRouter): takes V of the first linear as keys where they are tied.
+        linears (Iterable[nn.Module]): each a :class:`RoutedLinear`, in order of use.
+        x (Tensor): ``[B, d]`` or ``[B, N, d]``; a sample is routed by the mean of its tokens.
+
+    Returns:
+        Routing: of no samples while the experts of every linear are disabled.
+    """
+    linears = list(linears)
+    if not any(linear.experts_enabled for linear in linears):
+        return router.skip()
+    return router(mean_over_tokens(x), linears[0].expert_v if router.config.tied_keys else None)
+
+
+@torch.fx.wrap
+def mean_over_tokens(x: Tensor) -> Tensor:
+    """``[B, d]`` as it is, ``[B, N, d]`` as ``[B, d]``."""
+    return x if x.dim() == 2 else x.mean(dim=1)

@@ -1,0 +1,143 @@
+"""Hierarchical router: which experts of each layer a sample uses."""
+
+# Modules keep their annotations evaluated: TorchScript cannot read the strings that
+# `from __future__ import annotations` would leave in an FX-traced forward.
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchrec_hilomoe.modules.config import HiLoMoEConfig
+from torchrec_hilomoe.ops import route
+
+torch.fx.wrap("route")
+
+
+class Routing(NamedTuple):
+    """Routing of a batch, computed once and handed to every linear that shares it.
+
+    Attributes:
+        scores (Tensor): ``[B, L, K]``; the scores of a layer sum to 1, dropped experts have 0.
+        logits (Tensor): ``[B, L, K]``, before any top-k mask.
+    """
+
+    scores: Tensor
+    logits: Tensor
+
+
+class HierarchicalRouter(nn.Module):
+    r"""Scores every expert of every layer from one query per sample.
+
+    .. math::
+        s^{(l)} = \mathrm{softmax}(q^{(l)} \kappa^{(l)\top} / \sqrt{D_q}), \quad
+        q^{(l+1)} = q^{(l)} + \sum_k s_k^{(l)} \kappa_k^{(l)}
+
+    The recurrence over prior scores is the paper's [P]. With untied keys the query is
+    ``Linear(LayerNorm(x))`` and the keys start as N(0, 1), so that logits start in the order of 1;
+    with tied keys the query is x and the router has no parameters [R]. Scores and logits are
+    float32 under autocast too.
+
+    In training mode the last routing stays in ``self.routing``, where
+    :class:`~torchrec_hilomoe.modules.losses.AuxiliaryLoss` reads it. Until then, after
+    :meth:`skip`, and in copies and pickles it is the routing of no samples. It is no part of the
+    state dict, and evaluation leaves it alone.
+
+    Args:
+        in_features (int): features of x.
+        config (HiLoMoEConfig): layers, experts, top-k, and what the query is made of.
+        device (torch.device | None): default compute device.
+        dtype (torch.dtype | None): dtype of the parameters.
+
+    Example:
+        >>> router = HierarchicalRouter(16, HiLoMoEConfig(num_layers=3, num_experts=4))
+        >>> routing = router(torch.randn(5, 16))
+        >>> routing.scores.shape, bool(torch.allclose(routing.scores.sum(-1), torch.ones(5, 3)))
+        (torch.Size([5, 3, 4]), True)
+    """
+
+    keys: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        config: HiLoMoEConfig,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.config = config
+        query: OrderedDict[str, nn.Module] = OrderedDict()
+        keys: nn.Parameter | None = None
+        if not config.tied_keys:
+            query_dim = config.query_dim or in_features
+            query["norm"] = nn.LayerNorm(in_features, device=device, dtype=dtype)
+            query["projection"] = nn.Linear(in_features, query_dim, device=device, dtype=dtype)
+            shape = (config.num_layers, config.num_experts, query_dim)
+            keys = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        query["dropout"] = nn.Dropout(config.query_dropout)
+        self.query = nn.Sequential(query)
+        self.register_parameter("keys", keys)
+        no_samples = torch.zeros((0, config.num_layers, config.num_experts), device=device)
+        self.routing = Routing(no_samples, no_samples)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the keys anew; norm and projection reset their own parameters."""
+        if self.keys is not None:
+            nn.init.normal_(self.keys)
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Routing:
+        """Routes a batch.
+
+        Args:
+            x (Tensor): one row per sample, ``[B, in_features]``.
+            keys (Tensor | None): with tied keys, V of the linear, ``[L, K, in_features]``; else
+                the router has its own and this is left out.
+
+        Returns:
+            Routing: scores and logits, ``[B, L, K]``.
+
+        Raises:
+            ValueError: the keys are tied, but none were given.
+        """
+        if self.keys is not None:
+            keys = self.keys
+        if keys is None:
+            raise ValueError("tied_keys: hand V of the linear to the router, router(x, expert_v)")
+        routing = Routing(*route(self.query(x), keys, self.config.top_k))
+        if self.training and isinstance(routing.scores, Tensor):  # under FX it is a proxy
+            self.routing = routing
+        return routing
+
+    def skip(self) -> Routing:
+        """Stands in for :meth:`forward` where all experts are silent.
+
+        Returns:
+            Routing: the routing of no samples, ``[0, L, K]``; in training mode it is kept too.
+        """
+        no_samples = Routing(*(tensor.detach()[:0] for tensor in self.routing))
+        if self.training:
+            self.routing = no_samples
+        return no_samples
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HierarchicalRouter":
+        super()._apply(fn, recurse)
+        self.routing = Routing(*(fn(tensor.detach()[:0]) for tensor in self.routing))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A routing belongs to an autograd graph, which can be neither copied nor pickled.
+        no_samples = Routing(*(tensor.detach()[:0].clone() for tensor in self.routing))
+        return {**self.__dict__, "routing": no_samples}
+
+    def extra_repr(self) -> str:
+        """Sizes and gating, as printed by ``repr``."""
+        gating = "dense" if self.config.top_k is None else f"top_k={self.config.top_k}"
+        return (
+            f"in_features={self.in_features}, num_layers={self.config.num_layers}, "
+            f"num_experts={self.config.num_experts}, {gating}, tied_keys={self.config.tied_keys}"
+        )
