@@ -13,3 +13,7 @@ class ConfigError(HiLoMoEError, ValueError):
 
 class DataError(HiLoMoEError, ValueError):
     """A data file is missing, unreadable, or holds a value that cannot be used."""
+
+
+class TrainingError(HiLoMoEError, RuntimeError):
+    """A training cannot go on."""

@@ -1,0 +1,56 @@
+"""Shared by the entry scripts: process group, Hydra, errors, and a clean end on every rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import distributed as dist
+
+from torchrec_hilomoe.errors import HiLoMoEError
+from torchrec_hilomoe.training import broadcast, init_process_group, is_main_rank, shutdown
+
+CONF = str(Path(__file__).resolve().parent.parent / "conf")
+
+
+def launch(task: Callable[[dict[str, Any], DictConfig], dict[str, Any]], config_name: str) -> NoReturn:
+    """Composes the configuration on every rank, runs the task, prints its result, and exits.
+
+    The process group comes first, so that all ranks agree on the time in the default output folder.
+
+    Args:
+        task (Callable): takes the composed configuration, plain and as it was, and returns the
+            JSON object that rank 0 prints as its last line.
+        config_name (str): of the YAML file in ``conf``.
+    """
+    warnings.filterwarnings("ignore", module="torchrec|torch.distributed")
+    init_process_group()
+    started = broadcast(datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    OmegaConf.register_new_resolver("launch_time", lambda: started)
+
+    @hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)
+    def run(config: DictConfig) -> None:
+        result = task(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), config)
+        if is_main_rank():
+            print(json.dumps(result), flush=True)
+
+    exit_code = 1
+    try:
+        run()
+        exit_code = 0
+    except SystemExit as exit_request:
+        exit_code = int(exit_request.code or 0)
+    except (HiLoMoEError, OmegaConfBaseException) as error:
+        print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    shutdown(exit_code)

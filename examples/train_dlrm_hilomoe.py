@@ -1,0 +1,39 @@
+"""Trains a CTR model, HiLoMoE or a baseline, in stages over sharded tables.
+
+    torchrun --standalone --nproc_per_node=2 examples/train_dlrm_hilomoe.py model=hilomoe
+    python examples/train_dlrm_hilomoe.py --help
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from launch import launch
+from omegaconf import DictConfig, OmegaConf
+
+from torchrec_hilomoe.training import is_main_rank, parse_run_config, train
+
+
+def main(values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
+    """Runs one training.
+
+    Args:
+        values (dict[str, Any]): the composed configuration.
+        config (DictConfig): the same, for saving.
+
+    Returns:
+        dict[str, Any]: the content of ``metrics.json``.
+    """
+    # In a multirun each job has a subfolder of its own.
+    output_dir = Path(HydraConfig.get().runtime.output_dir)
+    run_config = parse_run_config(values | {"output_dir": str(output_dir)})
+    if is_main_rank():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, output_dir / "config.yaml", resolve=True)
+    return train(run_config)
+
+
+if __name__ == "__main__":
+    launch(main, "config")

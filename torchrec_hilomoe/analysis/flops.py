@@ -1,0 +1,62 @@
+"""Parameters and FLOPs of the dense part of a model."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop
+
+from torchrec_hilomoe.models import InteractionDLRM
+
+
+class DenseCost(NamedTuple):
+    """Cost of everything but the embedding tables.
+
+    Attributes:
+        parameters (int): dense parameters.
+        flops_per_sample (float): floating-point operations (2 for each multiply-add) of one
+            forward pass, over the batch size; what does not depend on the batch is spread over it.
+    """
+
+    parameters: int
+    flops_per_sample: float
+
+
+def dense_cost(
+    model: InteractionDLRM, num_dense_features: int, batch_size: int = 4096
+) -> DenseCost:
+    """Counts the cost of dense arch, interaction and over arch as they serve (eval mode).
+
+    The FLOPs are counted by `torch.utils.flop_counter` on a copy on the meta device, so nothing
+    is computed and the model is left as it was.
+
+    Args:
+        model (InteractionDLRM): the model, sharded or not.
+        num_dense_features (int): width of its dense input.
+        batch_size (int): B of the counted forward pass.
+
+    Returns:
+        DenseCost: parameters and FLOPs per sample.
+    """
+    f, d = model.sparse_arch.F, model.sparse_arch.D
+    dense_arch, inter_arch, over_arch = (
+        None if part is None else copy.deepcopy(part).to("meta").eval()
+        for part in (model.dense_arch, model.inter_arch, model.over_arch)
+    )
+    parts = [part for part in (dense_arch, inter_arch, over_arch) if part is not None]
+    sparse = torch.empty(batch_size, f, d, device="meta")
+    # The counter knows addmm, but takes its in-place form for free.
+    in_place = {torch.ops.aten.addmm_: addmm_flop}
+    counter = FlopCounterMode(display=False, custom_mapping=in_place)
+    with counter, torch.no_grad():
+        if dense_arch is None:
+            dense, sparse = sparse[:, 0], sparse[:, 1:]
+        else:
+            dense = dense_arch(torch.empty(batch_size, num_dense_features, device="meta"))
+        over_arch(inter_arch(dense_features=dense, sparse_features=sparse))
+    return DenseCost(
+        sum(p.numel() for part in parts for p in part.parameters()),
+        counter.get_total_flops() / batch_size,
+    )

@@ -1,0 +1,138 @@
+"""A model from its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torchrec.models.dlrm import DenseArch
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from torchrec_hilomoe.config import STRICT, parse_config
+from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.models.dlrm import InteractionDLRM
+from torchrec_hilomoe.models.over_arch import OverArch
+from torchrec_hilomoe.models.registry import InteractionContext, get_interaction
+
+Width = Annotated[int, Field(gt=0)]
+
+
+@dataclass
+class ModelConfig:
+    """A CTR model: tables, dense arch, interaction, over arch.
+
+    Attributes:
+        name (str): the registered interaction architecture.
+        embedding_dim (int): D, the embedding dimension of every table.
+        embedding_init_std (float | None): initialise tables from N(0, std²); None for TorchRec's
+            uniform(-1/√n, 1/√n) over n rows.
+        dense_arch_layer_sizes (list[int]): hidden widths of the dense arch; D is appended.
+        over_arch_layer_sizes (list[int]): hidden widths of the over arch; 1 is appended.
+        batch_norm (bool): batch normalisation in the over arch.
+        dropout (float): dropout in the over arch.
+        interaction (Any): options of the interaction: an instance of its registered dataclass.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str = "hilomoe"
+    embedding_dim: Width = 16
+    embedding_init_std: Annotated[float, Field(gt=0)] | None = None
+    dense_arch_layer_sizes: list[Width] = field(default_factory=lambda: [64])
+    over_arch_layer_sizes: list[Width] = field(default_factory=list)
+    batch_norm: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    interaction: Any = None
+
+
+def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Builds the `ModelConfig` from flat keys.
+
+    Keys of `ModelConfig` and of the named interaction's own dataclass stand side by side, so that
+    ``model.num_experts=32`` sets an option of the interaction.
+
+    Args:
+        values (Mapping[str, Any]): plain values; ``name`` selects the interaction.
+
+    Returns:
+        ModelConfig: with ``interaction`` filled.
+
+    Raises:
+        ConfigError: an unknown name or key, or a value that does not fit.
+
+    Example:
+        >>> config = parse_model_config({"name": "dcn", "embedding_dim": 8, "num_layers": 2})
+        >>> config.interaction
+        DCNOptions(num_layers=2, low_rank_dim=64)
+    """
+    entry = get_interaction(str(values.get("name", ModelConfig.name)))
+    common = {f.name for f in dataclasses.fields(ModelConfig)} - {"interaction"}
+    own = {f.name for f in dataclasses.fields(entry.config)}
+    unknown = sorted(set(values) - common - own)
+    if unknown:
+        raise ConfigError(
+            f"model.{unknown[0]}: unknown key for model.name={values.get('name')}. "
+            f"Known keys: {', '.join(sorted(common | own))}"
+        )
+    config = parse_config(ModelConfig, {k: values[k] for k in common & set(values)}, "model")
+    config.interaction = parse_config(
+        entry.config, {k: values[k] for k in own & set(values)}, "model"
+    )
+    return config
+
+
+def model_config_dict(config: ModelConfig) -> dict[str, Any]:
+    """The flat mapping that `parse_model_config` reads back: for saving beside the weights.
+
+    Args:
+        config (ModelConfig): a configuration.
+
+    Returns:
+        dict[str, Any]: plain values.
+    """
+    values = dataclasses.asdict(config)
+    return values | values.pop("interaction")
+
+
+def build_model(
+    config: ModelConfig,
+    embedding_bag_collection: EmbeddingBagCollection,
+    num_dense_features: int,
+    device: torch.device | None = None,
+) -> InteractionDLRM:
+    """Builds the model around given tables.
+
+    Args:
+        config (ModelConfig): from `parse_model_config`.
+        embedding_bag_collection (EmbeddingBagCollection): tables of dimension ``embedding_dim``.
+        num_dense_features (int): dense features of the data, 0 if there are none.
+        device (torch.device | None): device of everything but the tables.
+
+    Returns:
+        InteractionDLRM: the model.
+
+    Raises:
+        ConfigError: an option does not fit the data.
+    """
+    d = config.embedding_dim
+    num_sparse = sum(
+        len(table.feature_names) for table in embedding_bag_collection.embedding_bag_configs()
+    )
+    dense_arch = None
+    if num_dense_features:
+        sizes = [*config.dense_arch_layer_sizes, d]
+        dense_arch = DenseArch(num_dense_features, sizes, device)
+    context = InteractionContext(num_sparse if dense_arch is not None else num_sparse - 1, d, device)
+    interaction = get_interaction(config.name).build(context, config.interaction)
+    over_arch = OverArch(
+        interaction.out_features,
+        [*config.over_arch_layer_sizes, 1],
+        batch_norm=config.batch_norm,
+        dropout=config.dropout,
+        device=device,
+    )
+    return InteractionDLRM(embedding_bag_collection, dense_arch, interaction.module, over_arch)

@@ -1,0 +1,151 @@
+"""Interaction architectures by name; third parties register their own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from torchrec_hilomoe.errors import ConfigError
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class InteractionContext:
+    """What a builder is told of the model around the interaction.
+
+    Attributes:
+        num_sparse_features (int): F of the ``sparse_features`` [B, F, D] it will be handed.
+        embedding_dim (int): D.
+        device (torch.device | None): device of the parameters.
+    """
+
+    num_sparse_features: int
+    embedding_dim: int
+    device: torch.device | None = None
+
+    @property
+    def in_features(self) -> int:
+        """Width of the dense and sparse features concatenated: (F + 1) * D."""
+        return (self.num_sparse_features + 1) * self.embedding_dim
+
+
+class Interaction(NamedTuple):
+    """A built interaction architecture.
+
+    Attributes:
+        module (nn.Module): ``(dense_features [B, D], sparse_features [B, F, D]) → [B, width]``.
+        out_features (int): the width.
+    """
+
+    module: nn.Module
+    out_features: int
+
+
+@dataclass(frozen=True)
+class Entry(Generic[C]):
+    """A registered architecture: the dataclass of its options, and its builder."""
+
+    config: type[C]
+    build: Callable[[InteractionContext, C], Interaction]
+
+
+_ENTRIES: dict[str, Entry[Any]] = {}
+
+
+def register_interaction(
+    name: str, config: type[C]
+) -> Callable[
+    [Callable[[InteractionContext, C], Interaction]],
+    Callable[[InteractionContext, C], Interaction],
+]:
+    """Registers an interaction architecture under a name, for ``model.name`` in the configs.
+
+    Args:
+        name (str): the name.
+        config (type): a dataclass of the architecture's options; its fields become keys of
+            ``model`` in the configs and are validated.
+
+    Returns:
+        Callable: a decorator for the builder ``(InteractionContext, config) → Interaction``.
+
+    Raises:
+        ValueError: the name is taken by another builder.
+
+    Example:
+        >>> import dataclasses
+        >>> from torchrec.models.dlrm import InteractionArch
+        >>> @dataclasses.dataclass
+        ... class DotConfig:
+        ...     scale: float = 1.0
+        >>> @register_interaction("my_dot", DotConfig)
+        ... def build_my_dot(context, config):
+        ...     f = context.num_sparse_features
+        ...     width = context.embedding_dim + f * (f + 1) // 2
+        ...     return Interaction(InteractionArch(f), width)
+        >>> get_interaction("my_dot").build(InteractionContext(3, 8), DotConfig()).out_features
+        14
+    """
+
+    def register(
+        build: Callable[[InteractionContext, C], Interaction],
+    ) -> Callable[[InteractionContext, C], Interaction]:
+        taken = _ENTRIES.get(name)
+        if taken is not None and taken.build.__qualname__ != build.__qualname__:
+            raise ValueError(f"interaction {name!r} is already registered: {taken.build}")
+        _ENTRIES[name] = Entry(config, build)
+        return build
+
+    return register
+
+
+def get_interaction(name: str) -> Entry[Any]:
+    """Looks a registered architecture up.
+
+    Args:
+        name (str): the name it was registered under.
+
+    Returns:
+        Entry: its config dataclass and builder.
+
+    Raises:
+        ConfigError: no such name; the message lists those that exist.
+    """
+    if name not in _ENTRIES:
+        close = difflib.get_close_matches(name, _ENTRIES, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(
+            f"model.name: no interaction {name!r}; {hint}Registered: "
+            f"{', '.join(interaction_names())}. Name the module that registers yours in `plugins`."
+        )
+    return _ENTRIES[name]
+
+
+def interaction_names() -> list[str]:
+    """Names of all registered architectures, sorted."""
+    return sorted(_ENTRIES)
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Imports the modules that register third parties' architectures.
+
+    Args:
+        modules (Iterable[str]): dotted module names, importable from where Python runs.
+
+    Raises:
+        ConfigError: a module cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(
+                f"plugins: cannot import {module!r} ({error}); install it or add its folder to "
+                "PYTHONPATH"
+            ) from error

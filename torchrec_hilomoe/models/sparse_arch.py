@@ -1,0 +1,42 @@
+"""A sparse arch whose tables can be frozen."""
+
+from __future__ import annotations
+
+import torch
+from torchrec.models import dlrm
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+class SparseArch(dlrm.SparseArch):
+    """`torchrec.models.dlrm.SparseArch` with a switch that freezes its tables.
+
+    Fused optimizers update the tables during the backward pass, so that neither ``requires_grad``
+    nor a learning rate of zero freezes them (the optimizer state would still move). Looking the
+    embeddings up without autograd does: weights and optimizer state stay bit-identical, and the
+    backward pass and its communication are saved.
+
+    Args:
+        embedding_bag_collection (EmbeddingBagCollection): tables of one embedding dimension D.
+
+    Attributes:
+        frozen (bool): look up without autograd. False by default.
+    """
+
+    def __init__(self, embedding_bag_collection: EmbeddingBagCollection) -> None:
+        super().__init__(embedding_bag_collection)
+        self.frozen = False
+
+    def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        """Looks the pooled embeddings up.
+
+        Args:
+            features (KeyedJaggedTensor): the sparse features of B samples.
+
+        Returns:
+            torch.Tensor: [B, F, D].
+        """
+        if self.frozen:
+            with torch.no_grad():
+                return super().forward(features)
+        return super().forward(features)

@@ -1,0 +1,202 @@
+"""Configuration of a training run: stages, optimizers, schedule, sharding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from torchrec_hilomoe.config import STRICT
+from torchrec_hilomoe.modules import AuxiliaryLossConfig
+
+Part = Literal["tables", "backbone", "experts", "router"]
+PARTS: tuple[Part, ...] = ("tables", "backbone", "experts", "router")
+
+ShardingType = Literal[
+    "auto",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+    "data_parallel",
+]
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0)]
+
+
+@dataclass
+class StageConfig:
+    """One stage of a training.
+
+    Attributes:
+        train (list[Part]): the parts that learn; all others are frozen bit for bit.
+        experts (bool): whether the experts take part in the forward pass. False costs nothing
+            beyond the base weights.
+        epochs (float | None): length in epochs, fractions allowed.
+        batches (int | None): length in global batches. Give one of ``epochs`` and ``batches``.
+        learning_rate_scale (dict[Part, float]): factor on a part's learning rate, 1 if absent.
+        auxiliary (AuxiliaryLossConfig): weights of the auxiliary losses.
+    """
+
+    __pydantic_config__ = STRICT
+
+    train: list[Part] = field(default_factory=lambda: list(PARTS))
+    experts: bool = True
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    batches: Positive | None = None
+    learning_rate_scale: dict[Part, Rate] = field(default_factory=dict)
+    auxiliary: AuxiliaryLossConfig = field(default_factory=AuxiliaryLossConfig)
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.batches is None):
+            raise ValueError("give the length of the stage by exactly one of epochs and batches")
+        if not self.train:
+            raise ValueError("train is empty: name the parts that learn")
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning-rate schedule: one factor on the rates of every part, fused and dense alike.
+
+    Attributes:
+        name (str): ``constant``; ``linear`` or ``cosine`` decay to ``final_factor`` at the end of
+            the run; ``plateau``: times ``plateau_factor`` after each evaluation whose valid AUC
+            does not improve on the best so far.
+        warmup_batches (int): the factor grows linearly from 0 to 1 over so many batches.
+        final_factor (float): the factor at the end of a decay.
+        plateau_factor (float): see ``plateau``.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: Literal["constant", "linear", "cosine", "plateau"] = "constant"
+    warmup_batches: Annotated[int, Field(ge=0)] = 0
+    final_factor: Rate = 0.0
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+@dataclass
+class TrainingConfig:
+    """How long, in which stages, and how often it is evaluated.
+
+    Attributes:
+        stages (dict[str, StageConfig]): the stages by name, in order. A stage that trains only
+            experts and router is skipped, with a notice, for a model without experts.
+        schedule (ScheduleConfig): the learning-rate schedule.
+        max_train_batches (int | None): at most so many global batches in each stage.
+        max_eval_batches (int | None): at most so many batches in each evaluation.
+        evaluations_per_epoch (int): evaluations on valid in each epoch.
+        early_stopping_patience (int | None): a stage ends after so many evaluations in a row
+            without a new best valid AUC.
+        gradient_clip_norm (float | None): clip the global norm of all dense gradients. Fused
+            table gradients never exist as tensors and are not clipped.
+        log_every (int): batches between two records of the loss.
+    """
+
+    __pydantic_config__ = STRICT
+
+    stages: dict[str, StageConfig]
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    max_train_batches: Positive | None = None
+    max_eval_batches: Positive | None = None
+    evaluations_per_epoch: Positive = 1
+    early_stopping_patience: Positive | None = None
+    gradient_clip_norm: Annotated[float, Field(gt=0)] | None = None
+    log_every: Positive = 20
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages is empty: a training needs at least one stage")
+
+
+@dataclass
+class PartOptimizerConfig:
+    """The optimizer of one part of the dense model.
+
+    Attributes:
+        name (str): ``sgd``, ``adagrad`` or ``adam`` of `torch.optim`.
+        learning_rate (float): before the stage's scale and the schedule.
+        l2 (float): adds (l2/2)‖θ‖² over the part to the loss.
+        eps (float | None): None for the optimizer's own default; sgd has none.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: Literal["sgd", "adagrad", "adam"] = "adam"
+    learning_rate: Rate = 1e-3
+    l2: Rate = 0.0
+    eps: Annotated[float, Field(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        _check_eps(self.name, self.eps)
+
+
+def _check_eps(name: str, eps: float | None) -> None:
+    if name == "sgd" and eps is not None:
+        raise ValueError("eps: sgd has no eps")
+
+
+@dataclass
+class TableOptimizerConfig:
+    """The optimizer of the embedding tables.
+
+    Attributes:
+        name (str): ``rowwise_adagrad``, ``adagrad``, ``sgd`` or ``adam``. Fused Adam exists on
+            CUDA only.
+        kernel (str): ``fused``: the update runs inside the backward pass and touches only the
+            rows of the batch. ``dense``: gradients of whole tables and `torch.optim`, as published
+            benchmarks have it; for tables that fit each rank.
+        learning_rate (float): before the stage's scale and the schedule.
+        l2 (float): adds (l2/2)‖E‖² over whole tables to the loss; ``dense`` only.
+        eps (float | None): None for the optimizer's own default; sgd has none.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    kernel: Literal["fused", "dense"] = "fused"
+    learning_rate: Rate = 0.05
+    l2: Rate = 0.0
+    eps: Annotated[float, Field(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        _check_eps(self.name, self.eps)
+        if self.l2 and self.kernel == "fused":
+            raise ValueError("l2 covers whole tables and needs kernel=dense")
+
+
+@dataclass
+class OptimizerConfig:
+    """One optimizer for each part.
+
+    Attributes:
+        tables (TableOptimizerConfig): the embedding tables.
+        backbone (PartOptimizerConfig): dense arch, base weights, over arch.
+        experts (PartOptimizerConfig): expert factors U and V.
+        router (PartOptimizerConfig): router keys and query projections.
+    """
+
+    __pydantic_config__ = STRICT
+
+    tables: TableOptimizerConfig = field(default_factory=TableOptimizerConfig)
+    backbone: PartOptimizerConfig = field(default_factory=PartOptimizerConfig)
+    experts: PartOptimizerConfig = field(default_factory=PartOptimizerConfig)
+    router: PartOptimizerConfig = field(default_factory=PartOptimizerConfig)
+
+
+@dataclass
+class ShardingConfig:
+    """How the tables are spread over the ranks.
+
+    Attributes:
+        type (ShardingType): TorchRec's sharding type of every table; ``auto`` lets the planner
+            choose. ``data_parallel`` replicates the tables and trains them with dense optimizers.
+    """
+
+    __pydantic_config__ = STRICT
+
+    type: ShardingType = "auto"

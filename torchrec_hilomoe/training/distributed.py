@@ -1,0 +1,113 @@
+"""The process group and device of a launch; what all ranks must agree on."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NoReturn, TypeVar
+
+import torch
+from torch import distributed as dist
+
+from torchrec_hilomoe.errors import HiLoMoEError
+
+T = TypeVar("T")
+
+# Rank 0 may encode a large data set while the others wait.
+_PREPARATION_TIMEOUT = timedelta(hours=24)
+
+
+def init_process_group() -> torch.device:
+    """Joins the launch's process group, or makes one of a single process without torchrun.
+
+    Uses NCCL and one GPU a rank where CUDA is available, gloo on CPU. Object collectives always
+    run on gloo.
+
+    Returns:
+        torch.device: this rank's device.
+    """
+    use_cuda = torch.cuda.is_available()
+    device = torch.device("cpu")
+    if use_cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return device
+
+
+def shutdown(exit_code: int = 0) -> NoReturn:
+    """Ends the process after the work is done; for entry scripts only.
+
+    gloo's and TorchRec's threads at times abort a process that has finished its work. So the
+    objects go first, then the process group, then the process, without interpreter teardown.
+
+    Args:
+        exit_code (int): of the process.
+    """
+    if dist.is_initialized():
+        if exit_code == 0:
+            dist.barrier()
+        gc.collect()
+        if exit_code == 0:
+            dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def is_main_rank() -> bool:
+    """Whether this is the rank that writes files and the console: rank 0 or no process group."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's value on every rank.
+
+    Args:
+        value (T): any picklable object; read on rank 0 only.
+
+    Returns:
+        T: rank 0's value.
+    """
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]
+
+
+def agree(work: Callable[[], T]) -> T:
+    """Runs ``work`` on every rank; if any rank fails, all raise that rank's error.
+
+    For work that may fail on one rank alone (a file is missing on one host): no rank goes on to
+    a collective in which it would wait for ranks that are gone.
+
+    Args:
+        work (Callable[[], T]): without collectives inside; may take hours.
+
+    Returns:
+        T: this rank's result.
+
+    Raises:
+        HiLoMoEError: the first failing rank's error.
+    """
+    result: T
+    error: HiLoMoEError | None = None
+    try:
+        result = work()
+    except HiLoMoEError as caught:
+        error = caught
+    group = dist.new_group(backend="gloo", timeout=_PREPARATION_TIMEOUT)
+    errors: list[HiLoMoEError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error, group=group)
+    dist.destroy_process_group(group)
+    first = next((e for e in errors if e is not None), None)
+    if first is not None:
+        raise error or first
+    return result

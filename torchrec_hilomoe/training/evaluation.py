@@ -1,0 +1,50 @@
+"""Scoring a split with the sharded model."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
+
+from torchrec_hilomoe.data import CTRBatch
+from torchrec_hilomoe.training.metrics import Predictions
+
+
+def predict(
+    model: DistributedModelParallel, batches: Iterable[CTRBatch], device: torch.device
+) -> Predictions:
+    """Scores this rank's batches; every rank must hand in equally many.
+
+    Args:
+        model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`; no pipeline attached.
+            It is left in eval mode.
+        batches (Iterable[CTRBatch]): rows with label -1 are padding and are dropped.
+        device (torch.device): this rank's device.
+
+    Returns:
+        Predictions: call ``compute()`` on every rank for the metrics.
+    """
+    model.eval()
+    predictions = Predictions()
+    groups: deque[torch.Tensor | None] = deque()
+
+    def noting_groups() -> Iterator[CTRBatch]:
+        for batch in batches:
+            groups.append(batch.group)
+            yield batch
+
+    # The optimizer is never called in an evaluation.
+    pipeline = EvalPipelineSparseDist(model, model.fused_optimizer, device)
+    iterator = noting_groups()
+    with torch.no_grad():
+        while True:
+            try:
+                _, output = pipeline.progress(iterator)
+            except StopIteration:
+                break
+            predictions.add(output.logits, output.labels, groups.popleft())
+    pipeline.detach()
+    return predictions

@@ -1,0 +1,167 @@
+"""One optimizer for a stage: fused tables, dense parts, L2, clipping and the schedule together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torchrec
+from torch import distributed as dist
+from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingType
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+
+from torchrec_hilomoe.modules import parameter_part
+from torchrec_hilomoe.training.config import (
+    OptimizerConfig,
+    Part,
+    PartOptimizerConfig,
+    StageConfig,
+    TableOptimizerConfig,
+)
+
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+    "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
+}
+
+
+def is_table(name: str) -> bool:
+    """Whether a parameter of that name is an embedding table."""
+    return ".embedding_bags." in name
+
+
+def part_parameters(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
+    """Parameters of a model by part.
+
+    Args:
+        model (nn.Module): plain, or wrapped by `DistributedModelParallel`.
+
+    Returns:
+        dict[Part, dict[str, nn.Parameter]]: by part, then by name. Tables without a local shard
+            on this rank are left out.
+    """
+    of_name = parameter_part(model)
+    parts: dict[Part, dict[str, nn.Parameter]] = {
+        "tables": {}, "backbone": {}, "experts": {}, "router": {},
+    }  # fmt: skip
+    for name, parameter in model.named_parameters():
+        part: Part = "tables" if is_table(name) else of_name[name]
+        if parameter.numel() > 0:
+            parts[part][name] = parameter
+    return parts
+
+
+class StageOptimizer:
+    """What a train pipeline calls the optimizer, for one stage.
+
+    Args:
+        model (DistributedModelParallel): the model; only the stage's parts are stepped.
+        config (OptimizerConfig): optimizers of the parts.
+        stage (StageConfig): which parts learn, at which scale.
+        dense_tables (bool): the tables have whole-table gradients (else their optimizer is fused).
+        gradient_clip_norm (float | None): largest global norm of all dense gradients.
+
+    Attributes:
+        factor (float): the schedule's factor, applied to every rate before the next step.
+    """
+
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        config: OptimizerConfig,
+        stage: StageConfig,
+        dense_tables: bool,
+        gradient_clip_norm: float | None,
+    ) -> None:
+        self.factor = 1.0
+        self._clip = gradient_clip_norm
+        self._rates: list[tuple[dict, float]] = []
+        self._l2: list[tuple[list[nn.Parameter], float]] = []
+        self._optimizers: list[tuple[str, torch.optim.Optimizer]] = []
+        sharded = _sharded_names(model)
+        self._sharded: list[nn.Parameter] = []
+        self._replicated: list[nn.Parameter] = []
+        for part, parameters in part_parameters(model).items():
+            if part not in stage.train:
+                continue
+            own: TableOptimizerConfig | PartOptimizerConfig = getattr(config, part)
+            rate = own.learning_rate * stage.learning_rate_scale.get(part, 1.0)
+            if part == "tables" and not dense_tables:
+                self._add("tables", model.fused_optimizer, rate)
+            elif parameters:
+                self._add(part, _dense_optimizer(parameters, own), rate)
+                self._l2.append((list(parameters.values()), own.l2))
+                for name, parameter in parameters.items():
+                    (self._sharded if name in sharded else self._replicated).append(parameter)
+        self._combined = CombinedOptimizer(self._optimizers)
+        self._needs_shard_norm = bool(sharded) and dense_tables and "tables" in stage.train
+
+    def _add(self, part: str, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        self._optimizers.append((part, optimizer))
+        self._rates.extend((group, rate) for group in optimizer.param_groups)
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The rate of each part at the next step."""
+        return {
+            part: next((g["lr"] for g in optimizer.param_groups), 0.0)
+            for part, optimizer in self._optimizers
+        }
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients and sets the rates; fused optimizers read theirs here.
+
+        Args:
+            set_to_none (bool): as `torch.optim.Optimizer.zero_grad`.
+        """
+        for group, rate in self._rates:
+            group["lr"] = rate * self.factor
+        self._combined.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        """Adds the L2 gradients, clips, and steps every optimizer."""
+        with torch.no_grad():
+            for parameters, l2 in self._l2:
+                if l2:
+                    for parameter in _with_gradient(parameters):
+                        parameter.grad.add_(parameter, alpha=l2)
+            if self._clip is not None:
+                self._clip_gradients(self._clip)
+        self._combined.step()
+
+    def _clip_gradients(self, max_norm: float) -> None:
+        """Clips by the norm over all ranks; replicated gradients count once."""
+        replicated, shards = _with_gradient(self._replicated), _with_gradient(self._sharded)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in replicated])
+        if self._needs_shard_norm:
+            squared = torch.nn.utils.get_total_norm([p.grad for p in shards]).square()
+            squared = squared.to(norm.device)
+            dist.all_reduce(squared)
+            norm = (norm.square() + squared).sqrt()
+        torch.nn.utils.clip_grads_with_norm_([*replicated, *shards], max_norm, norm)
+
+
+def _dense_optimizer(
+    parameters: dict[str, nn.Parameter], config: TableOptimizerConfig | PartOptimizerConfig
+) -> KeyedOptimizerWrapper:
+    cls = _OPTIMIZERS[config.name]
+    kwargs = {"lr": config.learning_rate} | ({} if config.eps is None else {"eps": config.eps})
+    return KeyedOptimizerWrapper(parameters, lambda params: cls(params, **kwargs))
+
+
+def _with_gradient(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [p for p in parameters if p.grad is not None]
+
+
+def _sharded_names(model: DistributedModelParallel) -> set[str]:
+    """Names of the table parameters of which each rank holds a different piece."""
+    names = set()
+    for path, module_plan in model.plan.plan.items():
+        for table, sharding in module_plan.items():
+            if sharding.sharding_type != ShardingType.DATA_PARALLEL.value:
+                names.add(f"{path}.embedding_bags.{table}.weight")
+    return names

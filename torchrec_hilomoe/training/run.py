@@ -1,0 +1,202 @@
+"""One training run, and one evaluation, from configuration to metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from torchrec_hilomoe.analysis import dense_cost
+from torchrec_hilomoe.config import parse_config
+from torchrec_hilomoe.data import DataConfig, DataSource, FeatureSpec, open_data
+from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.models import (
+    DLRM_HiLoMoETrain,
+    ModelConfig,
+    build_model,
+    import_plugins,
+    parse_model_config,
+)
+from torchrec_hilomoe.training.checkpoint import CheckpointFolder
+from torchrec_hilomoe.training.config import (
+    OptimizerConfig,
+    ShardingConfig,
+    TableOptimizerConfig,
+    TrainingConfig,
+)
+from torchrec_hilomoe.training.distributed import agree, init_process_group, is_main_rank
+from torchrec_hilomoe.training.loop import Trainer
+from torchrec_hilomoe.training.recorder import Recorder
+from torchrec_hilomoe.training.sharding import shard_model, uses_dense_kernel
+from torchrec_hilomoe.training.stages import unwrap
+from torchrec_hilomoe.training.tables import init_tables, make_tables
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides a run.
+
+    Attributes:
+        data (DataConfig): the data set.
+        model (ModelConfig): the architecture.
+        training (TrainingConfig): stages and schedule.
+        optimizer (OptimizerConfig): one optimizer for each part.
+        sharding (ShardingConfig): how the tables are spread.
+        seed (int): of initialisation, shuffling and dropout.
+        output_dir (Path): the run's folder, the same on every rank.
+    """
+
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    optimizer: OptimizerConfig
+    sharding: ShardingConfig
+    seed: int
+    output_dir: Path
+
+
+def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
+    """Builds the configuration of a run from plain values, as Hydra composes them.
+
+    Args:
+        values (Mapping[str, Any]): with the keys of `RunConfig`, and ``plugins``: the modules to
+            import first, which register third parties' interactions.
+
+    Returns:
+        RunConfig: validated.
+
+    Raises:
+        ConfigError: names every key that is wrong.
+    """
+    values = dict(values)
+    import_plugins(values.pop("plugins", None) or [])
+    known = ("data", "model", "training", "optimizer", "sharding", "seed", "output_dir")
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: unknown key. Known keys: {', '.join((*known, 'plugins'))}")
+    missing = [key for key in known if values.get(key) is None]
+    if missing:
+        raise ConfigError(f"{missing[0]}: required, but not given")
+    return RunConfig(
+        data=parse_config(DataConfig, values["data"], "data"),
+        model=parse_model_config(values["model"]),
+        training=parse_config(TrainingConfig, values["training"], "training"),
+        optimizer=parse_config(OptimizerConfig, values["optimizer"], "optimizer"),
+        sharding=parse_config(ShardingConfig, values["sharding"], "sharding"),
+        seed=int(values["seed"]),
+        output_dir=Path(values["output_dir"]),
+    )
+
+
+def train(config: RunConfig) -> dict[str, Any]:
+    """Trains a model and evaluates its best weights. Every rank of the launch calls it.
+
+    Writes to ``output_dir``: ``metrics.json``, ``checkpoints/best`` and ``checkpoints/last``,
+    ``tensorboard``.
+
+    Args:
+        config (RunConfig): the same on every rank.
+
+    Returns:
+        dict[str, Any]: the content of ``metrics.json``.
+
+    Raises:
+        HiLoMoEError: configuration or data cannot be used; raised on every rank.
+    """
+    device = init_process_group()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    data = agree(
+        lambda: open_data(
+            config.data, rank=rank, world_size=world_size, seed=config.seed, progress=rank == 0
+        )
+    )
+    model = build_sharded(
+        config.model, data.features, config.sharding, config.optimizer.tables, config.seed, device
+    )
+    torch.manual_seed(config.seed + rank)  # dropout differs between ranks
+    recorder = Recorder(config.output_dir, config.data.batch_size)
+    trainer = Trainer(
+        model,
+        data,
+        config.training,
+        config.optimizer,
+        uses_dense_kernel(config.sharding, config.optimizer.tables),
+        CheckpointFolder(config.output_dir / "checkpoints", config.model, data),
+        recorder,
+    )
+    trainer.run()
+    recorder.close()
+    metrics = _summary(config, trainer, data, model)
+    if is_main_rank():
+        _write_json(config.output_dir / "metrics.json", metrics)
+    return metrics
+
+
+def build_sharded(
+    config: ModelConfig,
+    features: FeatureSpec,
+    sharding: ShardingConfig,
+    tables: TableOptimizerConfig,
+    seed: int,
+    device: torch.device,
+) -> DistributedModelParallel:
+    """Builds, shards and initialises a model, alike for every world size and sharding plan.
+
+    Args:
+        config (ModelConfig): the architecture.
+        features (FeatureSpec): the features of the data.
+        sharding (ShardingConfig): how the tables are spread.
+        tables (TableOptimizerConfig): the tables' optimizer.
+        seed (int): of the initialisation.
+        device (torch.device): this rank's device.
+
+    Returns:
+        DistributedModelParallel: around a `DLRM_HiLoMoETrain`.
+    """
+    torch.manual_seed(seed)
+    collection = make_tables(features, config.embedding_dim)
+    dense = build_model(config, collection, len(features.dense), device)
+    model = shard_model(DLRM_HiLoMoETrain(dense), sharding, tables, device)
+    init_tables(model, seed, config.embedding_init_std)
+    return model
+
+
+def _summary(
+    config: RunConfig, trainer: Trainer, data: DataSource, model: DistributedModelParallel
+) -> dict[str, Any]:
+    """The content of metrics.json: the best weights' metrics, cost and speed."""
+    progress = trainer.progress
+    splits = [split for split in ("valid", "test") if data.has_split(split)]
+    evaluated = {split: trainer.evaluate(split) for split in splits}
+    for split, metrics in evaluated.items():
+        if data.bayes_auc(split) is not None:
+            metrics["bayes_auc"] = data.bayes_auc(split)
+    cost = dense_cost(unwrap(model).model, len(data.features.dense))
+    return {
+        "model": config.model.name,
+        "data": config.data.name,
+        "seed": config.seed,
+        "world_size": dist.get_world_size(),
+        **evaluated,
+        "dense_parameters": cost.parameters,
+        "dense_flops_per_sample": cost.flops_per_sample,
+        "train_samples_per_second": round(progress.samples / max(progress.seconds, 1e-9), 1),
+        "train_batches": progress.step,
+        "stages": progress.stages,
+        "data_report": data.report,
+        "output_dir": str(config.output_dir),
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,130 @@
+"""Scoring a raw file with a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import Field
+from torch import distributed as dist
+
+from torchrec_hilomoe.config import STRICT
+from torchrec_hilomoe.data import open_encoded
+from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.training.checkpoint import load_weights, read_info
+from torchrec_hilomoe.training.config import ShardingConfig, TableOptimizerConfig
+from torchrec_hilomoe.training.distributed import agree, init_process_group, is_main_rank
+from torchrec_hilomoe.training.evaluation import predict
+from torchrec_hilomoe.training.metrics import Predictions
+from torchrec_hilomoe.training.run import build_sharded
+
+
+@dataclass
+class ScoreDataConfig:
+    """The file to score.
+
+    Attributes:
+        test (str | list[str]): raw file, folder or glob, in the format of the training files.
+        batch_size (int): global batch size.
+        on_bad_row (str): ``raise`` or ``skip``.
+        cache_dir (str | None): of the encoded file; None for the default.
+    """
+
+    __pydantic_config__ = STRICT
+
+    test: str | list[str]
+    batch_size: Annotated[int, Field(gt=0)] = 8192
+    on_bad_row: Literal["raise", "skip"] = "raise"
+    cache_dir: str | None = None
+
+
+@dataclass
+class ScoreConfig:
+    """An evaluation of a checkpoint.
+
+    Attributes:
+        checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/best``.
+        data (ScoreDataConfig): the file to score.
+        predictions (Path | None): Parquet file to write: ``label`` and ``prediction``
+            (probability of a click) for each row, in the file's order.
+        sharding (ShardingConfig): how the tables are spread.
+    """
+
+    __pydantic_config__ = STRICT
+
+    checkpoint: Path
+    data: ScoreDataConfig
+    predictions: Path | None
+    sharding: ShardingConfig
+
+
+def score(config: ScoreConfig) -> dict[str, Any]:
+    """Scores a raw file with the schema and vocabularies saved beside the weights.
+
+    Every rank of the launch calls it. The checkpoint may come from another world size and plan.
+
+    Args:
+        config (ScoreConfig): the same on every rank.
+
+    Returns:
+        dict[str, Any]: ``auc``, ``logloss``, ``samples`` and the other metrics.
+
+    Raises:
+        HiLoMoEError: checkpoint or file cannot be used; raised on every rank.
+    """
+    device = init_process_group()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    info = agree(lambda: read_info(config.checkpoint))
+    data = agree(
+        lambda: open_encoded(
+            info.encoder,
+            config.data.test,
+            batch_size=config.data.batch_size,
+            rank=rank,
+            world_size=world_size,
+            on_bad_row=config.data.on_bad_row,
+            cache_dir=config.data.cache_dir,
+            progress=rank == 0,
+        )
+    )
+    model = build_sharded(
+        info.model, info.features, config.sharding, TableOptimizerConfig(), seed=0, device=device
+    )
+    load_weights(model, config.checkpoint)
+    predictions = predict(model, data.loader("test"), device)
+    metrics = predictions.compute()
+    if config.predictions is not None:
+        write_predictions(config.predictions, predictions)
+    return metrics
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Writes label and probability of each row, in the order of the scored file.
+
+    Args:
+        path (Path): Parquet file, written by rank 0. Every rank must call it.
+        predictions (Predictions): of all batches. Each rank scored its contiguous share of each
+            global batch, so the shares are put together batch by batch.
+    """
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.gather_object(predictions.batches(), shares if is_main_rank() else None)
+
+    def write() -> None:
+        if not is_main_rank():
+            return
+        batches = [share for batch in zip(*shares, strict=True) for share in batch]
+        logits, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+        table = pa.table(
+            {"label": labels.numpy(), "prediction": logits.double().sigmoid().float().numpy()}
+        )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, path)
+        except OSError as error:
+            raise ConfigError(f"predictions: cannot write {path}: {error}") from None
+
+    agree(write)

@@ -1,0 +1,91 @@
+"""Entering a stage: what learns, what is frozen, whether the experts take part."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torchrec.distributed.model_parallel import (
+    DefaultDataParallelWrapper,
+    DistributedModelParallel,
+)
+
+from torchrec_hilomoe.models import DLRM_HiLoMoETrain
+from torchrec_hilomoe.modules import set_experts_enabled
+from torchrec_hilomoe.training.config import StageConfig
+from torchrec_hilomoe.training.optimizers import is_table, part_parameters
+
+
+def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
+    """Freezes and thaws the parts of the model as the stage asks.
+
+    Frozen means bit for bit: frozen tables are looked up without autograd (a fused optimizer
+    would step otherwise), frozen dense parameters get no gradient, and frozen batch norms use
+    their running statistics. DDP fixes its parameters when it wraps, so the dense part is wrapped
+    anew; that also saves the frozen part's backward pass and its communication.
+
+    Args:
+        model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`; no pipeline attached.
+        stage (StageConfig): the stage.
+    """
+    inner = unwrap(model)
+    set_experts_enabled(inner, stage.experts)
+    inner.auxiliary_loss.config = stage.auxiliary
+    inner.model.sparse_arch.frozen = "tables" not in stage.train
+    for part, parameters in part_parameters(inner).items():
+        for name, parameter in parameters.items():
+            if not is_table(name):
+                parameter.requires_grad_(part in stage.train and _takes_part(part, stage))
+    set_train_mode(model, stage)
+    _rewrap(model)
+
+
+def _takes_part(part: str, stage: StageConfig) -> bool:
+    """Parameters that the forward pass does not touch must not wait for a gradient in DDP."""
+    return stage.experts or part not in ("experts", "router")
+
+
+def set_train_mode(model: DistributedModelParallel, stage: StageConfig) -> None:
+    """Train mode, except for the statistics of frozen batch norms.
+
+    Args:
+        model (DistributedModelParallel): the model, for instance after an evaluation.
+        stage (StageConfig): the stage it trains in.
+    """
+    model.train()
+    if "backbone" not in stage.train:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def unwrap(model: DistributedModelParallel) -> DLRM_HiLoMoETrain:
+    """The train wrapper inside DMP and DDP.
+
+    Args:
+        model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`.
+
+    Returns:
+        DLRM_HiLoMoETrain: its parameters are those of ``model``.
+    """
+    return model.module
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether any module of the model routes over experts.
+
+    Args:
+        model (nn.Module): any model.
+
+    Returns:
+        bool: False for the baselines.
+    """
+    parts = part_parameters(model)
+    return bool(parts["experts"])
+
+
+def _rewrap(model: DistributedModelParallel) -> None:
+    """Wraps the unsharded part in DDP anew, for the parameters that now need a gradient."""
+    if isinstance(model._dmp_wrapped_module, DistributedDataParallel):
+        model._dmp_wrapped_module = model._dmp_wrapped_module.module
+    if any(p.requires_grad for n, p in model.named_parameters() if not is_table(n)):
+        DefaultDataParallelWrapper().wrap(model, model._env, model.device)

@@ -1,0 +1,90 @@
+"""Embedding tables of a data set, and their initial weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from torchrec_hilomoe.data import FeatureSpec
+
+_BLOCK_ROWS = 65_536
+
+
+def make_tables(features: FeatureSpec, embedding_dim: int) -> EmbeddingBagCollection:
+    """One table for each sparse feature, on the meta device.
+
+    Args:
+        features (FeatureSpec): the features of the data.
+        embedding_dim (int): D.
+
+    Returns:
+        EmbeddingBagCollection: without memory; sharding allocates it.
+    """
+    pooling = {"mean": PoolingType.MEAN, "sum": PoolingType.SUM}
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=f"t_{feature.name}",
+                embedding_dim=embedding_dim,
+                num_embeddings=feature.num_embeddings,
+                feature_names=[feature.name],
+                pooling=pooling[feature.pooling],
+            )
+            for feature in features.sparse
+        ],
+        device=torch.device("meta"),
+    )
+
+
+@torch.no_grad()
+def init_tables(model: nn.Module, seed: int, std: float | None = None) -> None:
+    """Initialises every table independently of world size and sharding plan.
+
+    TorchRec's own initialisation depends on rank and plan. Here each block of rows has its own
+    generator, seeded by (seed, table, block), and every shard fills just its own rows and columns.
+
+    Args:
+        model (nn.Module): a model wrapped by `DistributedModelParallel`, or a plain one.
+        seed (int): of the run.
+        std (float | None): N(0, std²); None for TorchRec's uniform(-1/√n, 1/√n) over n rows.
+    """
+    for name, value in model.state_dict().items():
+        if ".embedding_bags." not in name:
+            continue
+        num_rows, dim = value.shape
+        for shard, row, column in _local_shards(value):
+            end = row + shard.shape[0]
+            for start in range(row - row % _BLOCK_ROWS, end, _BLOCK_ROWS):
+                block = _block(f"{seed}/{name.split('.')[-2]}/{start}", num_rows, dim, start, std)
+                first, last = max(start, row), min(start + block.shape[0], end)
+                shard[first - row : last - row].copy_(
+                    block[first - start : last - start, column : column + shard.shape[1]]
+                )
+
+
+def _block(key: str, num_rows: int, dim: int, start: int, std: float | None) -> torch.Tensor:
+    """Initial weights of the rows from ``start``, whole width: [≤ _BLOCK_ROWS, dim]."""
+    digest = hashlib.sha256(key.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    block = torch.empty(min(_BLOCK_ROWS, num_rows - start), dim)
+    if std is not None:
+        return block.normal_(0.0, std, generator=generator)
+    bound = 1.0 / math.sqrt(num_rows)
+    return block.uniform_(-bound, bound, generator=generator)
+
+
+def _local_shards(value: torch.Tensor) -> Iterator[tuple[torch.Tensor, int, int]]:
+    """This rank's pieces of a table, each with its first row and column in the table."""
+    if not isinstance(value, ShardedTensor):
+        yield value, 0, 0
+        return
+    for shard in value.local_shards():
+        row, column = shard.metadata.shard_offsets
+        yield shard.tensor, row, column
