@@ -64,6 +64,8 @@ def _describe(cls: type, problem: Any, prefix: str) -> str:
     if problem["type"] in ("missing", "missing_argument"):
         return f"{path}: required, but not given"
     message = problem["msg"].removeprefix("Value error, ")
+    if message.split(" ")[0].rstrip(":") in _known_keys(cls, problem["loc"]):
+        return f"{path}.{message}"  # from a __post_init__ that names the field
     if isinstance(problem["input"], Mapping) or problem["input"] is None and not problem["loc"]:
         return f"{path}: {message}"
     return f"{path}: {message} (got {problem['input']!r})"

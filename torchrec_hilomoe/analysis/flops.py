@@ -6,7 +6,7 @@ import copy
 from typing import NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, addmm_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 from torchrec_hilomoe.models import InteractionDLRM
 
@@ -48,7 +48,7 @@ def dense_cost(
     parts = [part for part in (dense_arch, inter_arch, over_arch) if part is not None]
     sparse = torch.empty(batch_size, f, d, device="meta")
     # The counter knows addmm, but takes its in-place form for free.
-    in_place = {torch.ops.aten.addmm_: addmm_flop}
+    in_place = {torch.ops.aten.addmm_: _addmm_flops}
     counter = FlopCounterMode(display=False, custom_mapping=in_place)
     with counter, torch.no_grad():
         if dense_arch is None:
@@ -60,3 +60,10 @@ def dense_cost(
         sum(p.numel() for part in parts for p in part.parameters()),
         counter.get_total_flops() / batch_size,
     )
+
+
+def _addmm_flops(
+    added: torch.Size, left: torch.Size, right: torch.Size, **kwargs: object
+) -> int:
+    """FLOPs of ``added + left @ right``, as the counter has them for addmm."""
+    return 2 * left[0] * left[1] * right[1]

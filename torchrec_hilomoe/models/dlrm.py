@@ -8,7 +8,8 @@ Notation, as in `torchrec.models.dlrm`:
 * num_features: number of dense features
 """
 
-from __future__ import annotations
+# Annotations stay evaluated: TorchScript cannot read the strings that
+# `from __future__ import annotations` would leave in an FX-traced forward.
 
 from collections.abc import Sequence
 

@@ -1,6 +1,7 @@
 """A sparse arch whose tables can be frozen."""
 
-from __future__ import annotations
+# Annotations stay evaluated: TorchScript cannot read the strings that
+# `from __future__ import annotations` would leave in an FX-traced forward.
 
 import torch
 from torchrec.models import dlrm

@@ -108,8 +108,9 @@ class HierarchicalRouter(nn.Module):
             keys = self.keys
         if keys is None:
             raise ValueError("tied_keys: hand V of the linear to the router, router(x, expert_v)")
-        routing = Routing(*route(self.query(x), keys, self.config.top_k))
-        if self.training and isinstance(routing.scores, Tensor):  # under FX it is a proxy
+        scores, logits = route(self.query(x), keys, self.config.top_k)
+        routing = Routing(scores, logits)
+        if self.training and isinstance(scores, Tensor):  # FX traces with proxies: keep none
             self.routing = routing
         return routing
 

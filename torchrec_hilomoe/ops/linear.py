@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,7 +34,6 @@ def hilomoe_linear(
         Tensor: ``[B, o]`` or ``[B, N, o]``, in the dtype of ``F.linear(x, weight, bias)``.
 
     Example:
-        >>> import torch
         >>> x, weight, bias = torch.randn(5, 8), torch.randn(6, 8), torch.randn(6)
         >>> expert_u, expert_v = torch.zeros(3, 4, 6), torch.randn(3, 4, 8)
         >>> scores = torch.rand(5, 3, 4)
@@ -87,8 +87,7 @@ def stacked_experts_linear(
     projected = F.linear(tokens, expert_v.flatten(0, 1))  # [BN, LK]
     gates = scores.flatten(1).unsqueeze(1).to(projected.dtype)  # [B, 1, LK]
     gated = projected.view(x.size(0), _num_tokens(x), gates.size(2)) * gates
-    # In place: y is not read again, and a pass over [BN, o] is saved.
-    y.addmm_(gated.flatten(0, 1), expert_u.flatten(0, 1).to(y.dtype), alpha=gate_scale)
+    y = torch.addmm(y, gated.flatten(0, 1), expert_u.flatten(0, 1), alpha=gate_scale)
     return y.view(x.shape[:-1] + y.shape[-1:])
 
 

@@ -1,0 +1,43 @@
+"""FLOPs against the multiply-adds counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from torchrec_hilomoe.analysis import dense_cost
+from torchrec_hilomoe.models import build_model, parse_model_config
+
+
+def _model(**values):
+    tables = [
+        EmbeddingBagConfig(
+            name=f"t{i}", embedding_dim=10, num_embeddings=7, feature_names=[f"f{i}"]
+        )
+        for i in range(10)
+    ]
+    collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+    return build_model(parse_model_config({"embedding_dim": 10, **values}), collection, 0)
+
+
+def test_published_dlrm_cat():
+    model = _model(name="dlrm_cat", over_arch_layer_sizes=[400, 400, 400], batch_norm=True)
+    cost = dense_cost(model, 0)
+    assert cost.parameters == 364_001  # as published for Frappe_x1
+    assert cost.flops_per_sample == 2 * (100 * 400 + 400 * 400 + 400 * 400 + 400)
+
+
+def test_hilomoe_counts_experts_and_routing():
+    d, o, num_layers, k = 100, 400, 3, 32
+    cost = dense_cost(
+        _model(name="hilomoe", out_features=o, num_layers=num_layers, num_experts=k), 0, 4096
+    )
+    base, head = d * o, o
+    experts = num_layers * k * (d + o)
+    query, logits = d * d, num_layers * k * d
+    recurrence = k * k * num_layers * (num_layers - 1) / 2
+    gram = k * k * d * num_layers * (num_layers - 1) / 2 / 4096
+    expected = 2 * (base + head + experts + query + logits + recurrence + gram)
+    assert cost.flops_per_sample == pytest.approx(expected)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from torch import nn
+
+from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.models import (
+    Interaction,
+    build_model,
+    import_plugins,
+    interaction_names,
+    parse_model_config,
+    register_interaction,
+)
+from torchrec_hilomoe.models.interactions import InteractionCatArch
+
+
+@dataclass
+class Options:
+    width: int = 3
+
+
+def test_third_party_interaction_is_built_by_name(collection, make_features):
+    @register_interaction("thirds", Options)
+    def build_thirds(context, config):
+        return Interaction(
+            InteractionCatArch(nn.Linear(context.in_features, config.width)), config.width
+        )
+
+    assert "thirds" in interaction_names()
+    config = parse_model_config({"name": "thirds", "embedding_dim": 8, "width": 7})
+    model = build_model(config, collection, 0)
+    assert model.inter_arch.tower.out_features == 7
+    assert model(None, make_features()).shape == (6, 1)
+
+
+def test_name_is_taken_once():
+    with pytest.raises(ValueError, match="'dlrm' is already registered"):
+        register_interaction("dlrm", Options)(lambda context, config: None)
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(ConfigError, match=r"no interaction 'hilomo'; did you mean 'hilomoe'\?"):
+        parse_model_config({"name": "hilomo"})
+
+
+def test_missing_plugin_is_named():
+    with pytest.raises(ConfigError, match="plugins: cannot import 'no_such_module'"):
+        import_plugins(["no_such_module"])
