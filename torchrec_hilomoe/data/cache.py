@@ -1,0 +1,99 @@
+"""Folders that are built once, whole or not at all, and keys made of the content of files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+_READ_BYTES = 1 << 22
+
+
+def cache_root(configured: str | None) -> Path:
+    """The folder of everything that can be made again.
+
+    Args:
+        configured (str | None): ``data.cache_dir``.
+
+    Returns:
+        Path: ``configured``, or the environment variable ``TORCHREC_HILOMOE_CACHE``, or
+        ``torchrec_hilomoe`` in ``XDG_CACHE_HOME`` (``~/.cache``).
+    """
+    chosen = configured or os.environ.get("TORCHREC_HILOMOE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchrec_hilomoe"
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Builds a folder unless it is there, safely among processes.
+
+    The folder appears under its name only when it is complete, so a build that is killed leaves
+    nothing that looks whole; what it left is removed by the next one.
+
+    Args:
+        folder (Path): where the result belongs.
+        build (Callable[[Path], None]): fills an empty folder.
+
+    Returns:
+        Path: ``folder``.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if folder.is_dir():
+            return folder
+        # While the lock is held, no other process builds: what is there was left by a dead one.
+        unfinished = folder.parent / f".{folder.name}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            build(unfinished)
+            os.replace(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def key_of(*parts: Any) -> str:
+    """A short key of values that JSON can hold."""
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def content_digest(files: Sequence[Path], root: Path) -> str:
+    """A digest of the bytes of files, in order.
+
+    Args:
+        files (Sequence[Path]): the files.
+        root (Path): the cache, where digests are kept by path, size and time of change, so that
+            unchanged files are read once only.
+
+    Returns:
+        str: hexadecimal.
+    """
+    return key_of([_file_digest(file, root / "digests") for file in files])
+
+
+def _file_digest(file: Path, memory: Path) -> str:
+    stat = file.stat()
+    known = memory / key_of(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
+    if known.is_file():
+        return known.read_text()
+    state = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while block := stream.read(_READ_BYTES):
+            state.update(block)
+    memory.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=memory, delete=False) as unfinished:
+        unfinished.write(state.hexdigest())
+    os.replace(unfinished.name, known)
+    return state.hexdigest()

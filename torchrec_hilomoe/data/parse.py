@@ -1,0 +1,240 @@
+"""From raw columns of any type to numbers and canonical texts; the rows that cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from torchrec_hilomoe.data.bad_rows import BadRows
+from torchrec_hilomoe.data.config import MultiValuedColumn, SchemaConfig
+from torchrec_hilomoe.data.readers import RawChunk
+from torchrec_hilomoe.errors import DataError
+
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^(?i:nan)$"
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Bags:
+    """The ids of a multi-valued column, row after row.
+
+    Args:
+        lengths (npt.NDArray[np.int32]): ids of each row, [n].
+        values (pa.LargeStringArray): all ids, [sum of lengths].
+    """
+
+    lengths: npt.NDArray[np.int32]
+    values: pa.LargeStringArray
+
+
+@dataclass(frozen=True)
+class ParsedRows:
+    """n usable rows before encoding, in the order of the schema.
+
+    Args:
+        labels (npt.NDArray[np.float32]): 0 or 1, [n].
+        dense (list[npt.NDArray[np.float64]]): per dense column [n]; NaN is missing.
+        categorical (list[pa.LargeStringArray]): per categorical column [n]; null is missing.
+        multi_valued (list[Bags]): per multi-valued column.
+        group (pa.LargeStringArray | None): the group column, [n].
+    """
+
+    labels: npt.NDArray[np.float32]
+    dense: list[npt.NDArray[np.float64]]
+    categorical: list[pa.LargeStringArray]
+    multi_valued: list[Bags]
+    group: pa.LargeStringArray | None
+
+
+def parse_rows(chunk: RawChunk, schema: SchemaConfig, bad_rows: BadRows) -> ParsedRows:
+    """Types the columns of a chunk and leaves out its bad rows.
+
+    A row is bad if its label is missing or not 0/1 (any number with ``positive_threshold``), or
+    if a dense value is neither missing nor a number that float32 can hold.
+
+    Args:
+        chunk (RawChunk): raw rows.
+        schema (SchemaConfig): the columns.
+        bad_rows (BadRows): raises at bad rows or counts them.
+
+    Returns:
+        ParsedRows: the good rows, in order.
+
+    Raises:
+        DataError: a column has a type that its role does not allow.
+    """
+    labels, good = _parse_label(chunk, schema, bad_rows)
+    dense = []
+    for column in schema.dense:
+        values, is_number = parse_numbers(chunk, column.name)
+        reason = f"column {column.name!r} is not a number that float32 holds"
+        _reject(chunk, column.name, good & ~is_number, reason, bad_rows)
+        good &= is_number
+        dense.append(values)
+    if not good.all():
+        labels, dense = labels[good], [values[good] for values in dense]
+        batch = chunk.batch.filter(pa.array(good))
+        chunk = RawChunk(chunk.path, batch, chunk.first_row, chunk.raw_format)
+    return ParsedRows(
+        labels.astype(np.float32),
+        dense,
+        [parse_texts(chunk, column.name) for column in schema.categorical],
+        [_parse_bags(chunk, column) for column in schema.multi_valued],
+        parse_texts(chunk, schema.group) if schema.group else None,
+    )
+
+
+def _parse_label(
+    chunk: RawChunk, schema: SchemaConfig, bad_rows: BadRows
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Labels, and which of them are usable."""
+    values, is_number = parse_numbers(chunk, schema.label)
+    present = is_number & ~np.isnan(values)
+    if schema.positive_threshold is None:
+        good, reason = present & ((values == 0) | (values == 1)), "the label is not 0 or 1"
+    else:
+        good, reason = present, "the label is not a number"
+        values = (values >= schema.positive_threshold).astype(np.float64)
+    _reject(chunk, schema.label, ~good, reason, bad_rows)
+    return values, good
+
+
+def _reject(
+    chunk: RawChunk, name: str, bad: npt.NDArray[np.bool_], reason: str, bad_rows: BadRows
+) -> None:
+    rows = np.flatnonzero(bad)
+    if rows.size:
+        value = chunk.batch.column(name)[int(rows[0])].as_py()
+        bad_rows.reject(
+            reason,
+            rows.size,
+            lambda: f"{chunk.locate(int(rows[0]))}, column {name!r}, value {value!r}",
+        )
+
+
+def parse_numbers(
+    chunk: RawChunk, name: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """A column as numbers; NaN where missing.
+
+    Args:
+        chunk (RawChunk): n raw rows.
+        name (str): a column of numbers, booleans or text.
+
+    Returns:
+        tuple: values as float64 [n], and whether each is missing or a finite float32.
+    """
+    column = _plain(chunk.batch.column(name))
+    kind = column.type
+    if pa.types.is_large_string(kind):
+        values, is_number = _numbers_of_texts(column)
+    elif _is_numeric(kind):
+        numbers = column.cast(pa.float64(), safe=False)
+        values = numbers.to_numpy(zero_copy_only=False)
+        is_number = np.ones(len(values), dtype=bool)
+    else:
+        raise _wrong_type(chunk, name, "numbers")
+    return values, is_number & ~(np.abs(values) > _LARGEST)
+
+
+def _numbers_of_texts(
+    texts: pa.LargeStringArray,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    texts = _empty_to_null(pc.utf8_trim_whitespace(texts))
+    is_number = np.ones(len(texts), dtype=bool)
+    try:
+        numbers = texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        matches = pc.match_substring_regex(texts, _NUMBER)
+        is_number = matches.fill_null(True).to_numpy(zero_copy_only=False)
+        numbers = pc.if_else(matches, texts, None).cast(pa.float64())
+    return numbers.to_numpy(zero_copy_only=False), is_number
+
+
+def parse_texts(chunk: RawChunk, name: str) -> pa.LargeStringArray:
+    """A column as canonical texts; null where missing (null, empty or NaN).
+
+    Whole numbers are written without decimals whatever their type, so that a CSV file and a
+    Parquet file of the same ids are encoded alike.
+
+    Args:
+        chunk (RawChunk): n raw rows.
+        name (str): a column of single values.
+
+    Returns:
+        pa.LargeStringArray: [n].
+    """
+    column = chunk.batch.column(name)
+    if pa.types.is_nested(column.type):
+        raise _wrong_type(chunk, name, "single values (list it under multi_valued?)")
+    return canonical_texts(column)
+
+
+def canonical_texts(column: pa.Array) -> pa.LargeStringArray:
+    """Single values of any type as texts; null where missing.
+
+    Example:
+        >>> canonical_texts(pa.array([3.0, None, 2.5, float("nan")])).to_pylist()
+        ['3', None, '2.5', None]
+        >>> canonical_texts(pa.array(["3", "", "x"])).to_pylist()
+        ['3', None, 'x']
+    """
+    column = _plain(column)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    return _empty_to_null(column.cast(pa.large_string()))
+
+
+def _parse_bags(chunk: RawChunk, column: MultiValuedColumn) -> Bags:
+    lists = _plain(chunk.batch.column(column.name))
+    if pa.types.is_large_string(lists.type):
+        if column.separator is None:
+            raise _wrong_type(chunk, column.name, "lists; text needs a separator in data.schema")
+        lists = pc.split_pattern(lists, column.separator)
+    elif not _is_list(lists.type) or pa.types.is_nested(lists.type.value_type):
+        raise _wrong_type(chunk, column.name, "lists of single values, or text with a separator")
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+    values = canonical_texts(pc.list_flatten(lists))
+    if values.null_count:
+        present = values.is_valid().to_numpy(zero_copy_only=False)
+        before = np.concatenate([[0], np.cumsum(present)])
+        lengths = np.diff(before[np.concatenate([[0], np.cumsum(lengths)])])
+        values = values.drop_null()
+    return Bags(lengths.astype(np.int32), values)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Without dictionary encoding, and with one type for text."""
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_string_view(kind) or _is_binary(kind):
+        return column.cast(pa.large_string())
+    return column
+
+
+def _empty_to_null(texts: pa.LargeStringArray) -> pa.LargeStringArray:
+    return pc.if_else(pc.equal(texts, ""), None, texts)
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
+    return any(test(kind) for test in (*tests, pa.types.is_null))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
+
+
+def _wrong_type(chunk: RawChunk, name: str, expected: str) -> DataError:
+    kind = chunk.batch.schema.field(name).type
+    return DataError(f"{chunk.path}: column {name!r} has the type {kind}, expected {expected}")

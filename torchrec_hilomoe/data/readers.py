@@ -1,0 +1,234 @@
+"""Raw CSV, TSV and Parquet files as streams of Arrow record batches of bounded size."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from torchrec_hilomoe.data.bad_rows import BadRows
+from torchrec_hilomoe.data.files import COMPRESSED, file_format, plain_suffix
+from torchrec_hilomoe.errors import DataError
+
+_CSV_BLOCK_BYTES = 1 << 24
+_PARQUET_ROWS = 1 << 17
+_PARQUET_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class RawFormat:
+    """How raw files are written; the fields are those of ``DataConfig``.
+
+    Args:
+        format (str): ``"auto"``, ``"csv"`` or ``"parquet"``.
+        delimiter (str | None): of CSV.
+        column_names (tuple[str, ...] | None): of CSV without a header line.
+    """
+
+    format: str = "auto"
+    delimiter: str | None = None
+    column_names: tuple[str, ...] | None = None
+
+    def delimiter_of(self, path: Path) -> str:
+        """The delimiter of a CSV file, by its suffix if none is configured."""
+        return self.delimiter or ("\t" if plain_suffix(path) == ".tsv" else ",")
+
+
+@dataclass(frozen=True)
+class RawChunk:
+    """Consecutive rows of a raw file.
+
+    Args:
+        path (Path): the file.
+        batch (pa.RecordBatch): the columns read; from CSV all of them are text.
+        first_row (int): 1-based data row of the first one, malformed rows not counted.
+        raw_format (RawFormat): how the file is written.
+    """
+
+    path: Path
+    batch: pa.RecordBatch
+    first_row: int
+    raw_format: RawFormat
+
+    def locate(self, row: int) -> str:
+        """Names the file, row and line of row ``row`` (0-based) of this chunk."""
+        return locate(self.path, self.first_row + row, self.raw_format)
+
+
+def locate(path: Path, row: int, raw_format: RawFormat) -> str:
+    """Names a row: file, 1-based data row and, for CSV, the line (header and blanks counted)."""
+    if file_format(path, raw_format.format) != "csv":
+        return f"{path}: row {row}"
+    header = 0 if raw_format.column_names else 1
+    with _open_text(path) as text:
+        records = csv.reader(text, delimiter=raw_format.delimiter_of(path))
+        lines = (records.line_num for record in records if record)
+        line = next((line for n, line in enumerate(lines, start=1) if n == row + header), "?")
+    return f"{path}: row {row} (line {line})"
+
+
+def read_chunks(
+    path: Path,
+    columns: Sequence[str],
+    raw_format: RawFormat,
+    bad_rows: BadRows,
+    advance: Callable[[int], object],
+) -> Iterator[RawChunk]:
+    """Streams some columns of a file.
+
+    Args:
+        path (Path): a CSV file (compressed or not, by suffix) or a Parquet file.
+        columns (Sequence[str]): the columns to read.
+        raw_format (RawFormat): how the file is written.
+        bad_rows (BadRows): told of CSV rows with a wrong number of fields.
+        advance (Callable[[int], object]): told of bytes of the file as they are read.
+
+    Yields:
+        RawChunk: at least one row each.
+
+    Raises:
+        DataError: the file cannot be read or lacks a column.
+    """
+    kind = file_format(path, raw_format.format)
+    try:
+        if kind == "csv":
+            yield from _read_csv(path, columns, raw_format, bad_rows, advance)
+        else:
+            yield from _read_parquet(path, columns, raw_format, advance)
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: cannot be read as {kind}: {reason}") from error
+
+
+def _read_csv(
+    path: Path,
+    columns: Sequence[str],
+    raw_format: RawFormat,
+    bad_rows: BadRows,
+    advance: Callable[[int], object],
+) -> Iterator[RawChunk]:
+    delimiter = raw_format.delimiter_of(path)
+    names = raw_format.column_names or _csv_header(path, delimiter)
+    _check_columns(path, names, columns)
+    malformed = _MalformedRows(path, raw_format, bad_rows)
+    with pa.OSFile(str(path)) as file, _decompressed(path, file) as stream:
+        reader = pa_csv.open_csv(
+            stream,
+            # Several threads would lose the numbers of malformed rows.
+            pa_csv.ReadOptions(
+                use_threads=False,
+                block_size=_CSV_BLOCK_BYTES,
+                column_names=list(names),
+                skip_rows=malformed.header,
+            ),
+            pa_csv.ParseOptions(
+                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=malformed
+            ),
+            pa_csv.ConvertOptions(
+                include_columns=list(columns),
+                column_types={name: pa.large_string() for name in columns},
+            ),
+        )
+        rows, done = 0, 0
+        for batch in reader:
+            malformed.reject()
+            advance(file.tell() - done)
+            done = file.tell()
+            if batch.num_rows:
+                yield RawChunk(path, batch, rows + 1, raw_format)
+                rows += batch.num_rows
+        malformed.reject()
+
+
+class _MalformedRows:
+    """Collects the rows whose number of fields is wrong, as Arrow's parser meets them."""
+
+    def __init__(self, path: Path, raw_format: RawFormat, bad_rows: BadRows) -> None:
+        self.header = 0 if raw_format.column_names else 1
+        self._path, self._raw_format, self._bad_rows = path, raw_format, bad_rows
+        self._first: pa_csv.InvalidRow | None = None
+        self._count = 0
+
+    def __call__(self, row: pa_csv.InvalidRow) -> str:
+        self._first = self._first or row
+        self._count += 1
+        return "skip"
+
+    def reject(self) -> None:
+        """Hands the rows met since the last call to ``BadRows``."""
+        first = self._first
+        if first is not None:
+            self._bad_rows.reject(
+                "wrong number of fields", self._count, lambda: self._describe(first)
+            )
+        self._first, self._count = None, 0
+
+    def _describe(self, row: pa_csv.InvalidRow) -> str:
+        place = locate(self._path, row.number - self.header, self._raw_format)
+        return f"{place}: {row.actual_columns} fields where {row.expected_columns} were expected"
+
+
+def _read_parquet(
+    path: Path,
+    columns: Sequence[str],
+    raw_format: RawFormat,
+    advance: Callable[[int], object],
+) -> Iterator[RawChunk]:
+    # Buffered reading: a row group may be larger than memory.
+    with pq.ParquetFile(path, buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False) as file:
+        _check_columns(path, file.schema_arrow.names, columns)
+        total, rows, done = file.metadata.num_rows, 0, 0
+        size = path.stat().st_size
+        for batch in file.iter_batches(_PARQUET_ROWS, columns=list(columns)):
+            if batch.num_rows:
+                yield RawChunk(path, batch, rows + 1, raw_format)
+                rows += batch.num_rows
+            advance(size * rows // total - done)
+            done = size * rows // total
+
+
+def _check_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises unless every wanted column is there exactly once."""
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        close = [m for name in missing for m in difflib.get_close_matches(name, names, n=1)]
+        hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+        raise DataError(
+            f"{path}: no column {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, names))}.{hint} Correct data.schema"
+        )
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name in wanted]
+    if repeated:
+        raise DataError(f"{path}: more than one column is named {', '.join(map(repr, repeated))}")
+
+
+def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
+    with _open_text(path) as text:
+        header = next((record for record in csv.reader(text, delimiter=delimiter) if record), None)
+    if header is None:
+        raise DataError(f"{path}: the file is empty, not even a header line")
+    return tuple(header)
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[io.TextIOWrapper]:
+    with (
+        pa.OSFile(str(path)) as file,
+        _decompressed(path, file) as stream,
+        io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text,
+    ):
+        yield text
+
+
+def _decompressed(path: Path, file: pa.NativeFile) -> pa.NativeFile:
+    suffix = path.suffix.lower()
+    return pa.CompressedInputStream(file, COMPRESSED[suffix]) if suffix in COMPRESSED else file

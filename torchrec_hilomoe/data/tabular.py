@@ -1,0 +1,169 @@
+"""CSV, TSV and Parquet files: encoded once into the cache, then read from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from torchrec_hilomoe.data.bad_rows import BadRows
+from torchrec_hilomoe.data.cache import build_once, content_digest, key_of
+from torchrec_hilomoe.data.config import DataConfig, SchemaConfig
+from torchrec_hilomoe.data.encoder import FORMAT_VERSION, TabularEncoder, fit_encoder
+from torchrec_hilomoe.data.files import plain_suffix, resolve_files
+from torchrec_hilomoe.data.parse import ParsedRows, parse_rows
+from torchrec_hilomoe.data.readers import RawFormat, read_chunks
+from torchrec_hilomoe.data.store import ArrowStore, to_record_batch, write_store
+from torchrec_hilomoe.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_ROWS_FILE = "rows.arrow"
+_REPORT_FILE = "report.json"
+
+
+@dataclass(frozen=True)
+class RawFiles:
+    """The raw files of one split.
+
+    Args:
+        split (str): ``"train"``, ``"valid"`` or ``"test"``, for messages.
+        paths (Sequence[Path]): the files, in order.
+        raw_format (RawFormat): how they are written.
+        on_bad_row (str): ``"raise"`` or ``"skip"``.
+    """
+
+    split: str
+    paths: Sequence[Path]
+    raw_format: RawFormat
+    on_bad_row: str
+
+    def parsed(
+        self, schema: SchemaConfig, bad_rows: BadRows, task: str, progress: bool
+    ) -> Iterator[ParsedRows]:
+        """Streams the usable rows of all files.
+
+        Args:
+            schema (SchemaConfig): the columns.
+            bad_rows (BadRows): told of the other rows.
+            task (str): what the progress bar says.
+            progress (bool): whether there is one, by bytes read.
+
+        Yields:
+            ParsedRows: in the order of files and rows.
+        """
+        size = sum(path.stat().st_size for path in self.paths)
+        bar = tqdm(
+            total=size, desc=f"{task} {self.split}", unit="B", unit_scale=True, disable=not progress
+        )
+        with bar:
+            for path in self.paths:
+                for chunk in read_chunks(
+                    path, schema.columns, self.raw_format, bad_rows, bar.update
+                ):
+                    yield parse_rows(chunk, schema, bad_rows)
+
+    def names(self) -> str:
+        """The files as a message shows them."""
+        shown = ", ".join(str(path) for path in self.paths[:3])
+        return shown if len(self.paths) <= 3 else f"{shown} and {len(self.paths) - 3} more"
+
+    def key(self, root: Path) -> str:
+        """Identifies the rows these files hold, by content."""
+        suffixes = [plain_suffix(path) for path in self.paths]
+        content = content_digest(self.paths, root)
+        return key_of(content, suffixes, dataclasses.asdict(self.raw_format), self.on_bad_row)
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """An encoded split in the cache.
+
+    Args:
+        store (ArrowStore): its rows.
+        skipped (dict[str, int]): rows left out, by reason.
+    """
+
+    store: ArrowStore
+    skipped: dict[str, int]
+
+
+def find_raw_files(config: DataConfig, split: str) -> RawFiles:
+    """Finds the files of a split that the configuration names.
+
+    Raises:
+        DataError: a path names nothing.
+    """
+    names = config.column_names
+    raw_format = RawFormat(config.format, config.delimiter, tuple(names) if names else None)
+    paths = resolve_files(config.paths(split), f"data.{split}")
+    return RawFiles(split, paths, raw_format, config.on_bad_row)
+
+
+def fit_cached(
+    schema: SchemaConfig, train: RawFiles, root: Path, progress: bool = False
+) -> TabularEncoder:
+    """Learns the encoder from the training rows, or takes it from the cache.
+
+    Args:
+        schema (SchemaConfig): the columns.
+        train (RawFiles): the training rows.
+        root (Path): the cache.
+        progress (bool): whether to show a progress bar.
+
+    Returns:
+        TabularEncoder: vocabularies and statistics of ``train``.
+    """
+
+    def build(folder: Path) -> None:
+        rows = train.parsed(schema, BadRows(train.on_bad_row), "Learning vocabularies of", progress)
+        fit_encoder(schema, train.raw_format, rows).save(folder)
+
+    key = key_of(FORMAT_VERSION, dataclasses.asdict(schema), train.key(root))
+    return TabularEncoder.load(build_once(root / "encoders" / key, build))
+
+
+def encode_cached(
+    encoder: TabularEncoder, files: RawFiles, root: Path, progress: bool = False
+) -> EncodedSplit:
+    """Encodes the rows of a split, or takes them from the cache.
+
+    Args:
+        encoder (TabularEncoder): how to encode.
+        files (RawFiles): the rows.
+        root (Path): the cache.
+        progress (bool): whether to show a progress bar.
+
+    Returns:
+        EncodedSplit: the encoded rows and how many were left out.
+
+    Raises:
+        DataError: the files cannot be read or hold no usable row.
+    """
+
+    def build(folder: Path) -> None:
+        bad_rows = BadRows(files.on_bad_row)
+        parsed = files.parsed(encoder.schema, bad_rows, "Encoding", progress)
+        bags = [column.name for column in encoder.schema.multi_valued]
+        batches = (to_record_batch(encoder.encode(rows), bags) for rows in parsed)
+        rows = write_store(folder / _ROWS_FILE, batches)
+        skipped = dict(bad_rows.counts)
+        if not rows:
+            reasons = f" ({_listed(skipped)})" if skipped else ""
+            raise DataError(f"data.{files.split}: no usable row in {files.names()}{reasons}")
+        if skipped:
+            logger.warning("data.%s: rows left out: %s", files.split, _listed(skipped))
+        (folder / _REPORT_FILE).write_text(json.dumps(skipped))
+
+    folder = build_once(root / "rows" / key_of(encoder.digest(), files.key(root)), build)
+    skipped = json.loads((folder / _REPORT_FILE).read_text())
+    return EncodedSplit(ArrowStore(folder / _ROWS_FILE), skipped)
+
+
+def _listed(skipped: dict[str, int]) -> str:
+    return ", ".join(f"{count} because {reason}" for reason, count in skipped.items())
