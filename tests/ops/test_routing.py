@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from torchrec_hilomoe.ops import route, route_reference
+
+# B, L, K, D_q, top_k: drawn once, plus the corners (one layer, one expert, one sample, k = K).
+SHAPES = [
+    (1, 1, 1, 1, None),
+    (7, 1, 5, 3, None),
+    (6, 4, 1, 3, None),
+    (5, 3, 4, 8, None),
+    (3, 7, 6, 5, None),
+    (64, 16, 8, 13, None),
+    (5, 3, 4, 8, 1),
+    (5, 3, 4, 8, 3),
+    (5, 3, 4, 8, 4),
+    (64, 6, 9, 13, 2),
+    (0, 3, 4, 8, 2),
+]
+
+
+def random_inputs(batch: int, layers: int, experts: int, dim: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(batch + 10 * layers + 100 * experts + 1000 * dim)
+    query = torch.randn(batch, dim, generator=generator, dtype=torch.float64)
+    keys = torch.randn(layers, experts, dim, generator=generator, dtype=torch.float64)
+    return query.requires_grad_(), keys.requires_grad_()
+
+
+@pytest.mark.parametrize(("batch", "layers", "experts", "dim", "top_k"), SHAPES)
+def test_equals_reference_with_gradients(
+    batch: int, layers: int, experts: int, dim: int, top_k: int | None
+) -> None:
+    inputs = random_inputs(batch, layers, experts, dim)
+    expected = route_reference(*inputs, top_k)
+    actual = route(*inputs, top_k)
+    generator = torch.Generator().manual_seed(0)
+    upstream = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in expected]
+    expected_grads = torch.autograd.grad(expected, inputs, upstream)
+    actual_grads = torch.autograd.grad(actual, inputs, upstream)
+    torch.testing.assert_close(
+        (*actual, *actual_grads), (*expected, *expected_grads), rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_gradcheck(top_k: int | None) -> None:
+    assert torch.autograd.gradcheck(lambda q, k: route(q, k, top_k), random_inputs(3, 3, 4, 5))
+
+
+def test_later_layers_read_prior_scores() -> None:
+    query, keys = random_inputs(5, 3, 4, 8)
+    _, logits = route(query, keys)
+    flat = query @ keys.flatten(0, 1).t() / math.sqrt(8)
+    torch.testing.assert_close(logits[:, 0], flat[:, :4])
+    assert not torch.allclose(logits[:, 1:].flatten(1), flat[:, 4:])
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_top_k_keeps_k_and_renormalises(top_k: int) -> None:
+    scores, logits = route(*random_inputs(50, 3, 4, 8), top_k)
+    kept = scores > 0
+    assert (kept.sum(-1) == top_k).all()
+    assert (scores[~kept] == 0).all()
+    torch.testing.assert_close(scores.sum(-1), torch.ones_like(scores[..., 0]))
+    lowest_kept = logits.masked_fill(~kept, math.inf).amin(-1)
+    highest_dropped = logits.masked_fill(kept, -math.inf).amax(-1)
+    assert (lowest_kept > highest_dropped).all()
+
+
+def test_top_k_of_all_experts_is_dense() -> None:
+    inputs = random_inputs(5, 3, 4, 8)
+    torch.testing.assert_close(route(*inputs, 4), route(*inputs), rtol=0, atol=0)
+
+
+def test_layers_combine_to_all_paths() -> None:
+    layers, experts = 3, 2
+    keys = torch.eye(layers * experts).view(layers, experts, -1)  # no layer favours another's
+    scores, _ = route(torch.randn(2000, keys.size(-1)), keys, 1)
+    paths = {tuple(path) for path in scores.argmax(-1).tolist()}
+    assert paths == set(itertools.product(range(experts), repeat=layers))
+
+
+def test_equal_keys_give_uniform_scores() -> None:
+    scores, _ = route(torch.randn(5, 8), torch.ones(3, 4, 8))
+    torch.testing.assert_close(scores, torch.full((5, 3, 4), 0.25))
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_half_precision_and_autocast_route_in_float32(top_k: int | None) -> None:
+    query, keys = (t.detach().float() for t in random_inputs(33, 5, 4, 8))
+    expected = route(query, keys, top_k)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(route(query, keys, top_k), expected, rtol=0, atol=0)
+    halves = (query.bfloat16(), keys.bfloat16())
+    expected = route(halves[0].float(), halves[1].float(), top_k)
+    torch.testing.assert_close(route(*halves, top_k), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_scripted_equals_eager(top_k: int | None) -> None:
+    inputs = random_inputs(5, 3, 4, 8)
+    scripted = torch.jit.script(route)
+    for _ in range(3):  # the profiling executor rewrites the graph after its first runs
+        torch.testing.assert_close(scripted(*inputs, top_k), route(*inputs, top_k))
