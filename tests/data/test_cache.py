@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from torchrec_hilomoe.data.cache import build_once, cache_root, content_digest
+
+
+def test_builds_once(tmp_path: Path) -> None:
+    calls = []
+
+    def build(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "x").write_text("done")
+
+    for _ in range(2):
+        assert (build_once(tmp_path / "thing", build) / "x").read_text() == "done"
+    assert len(calls) == 1
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "x").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        build_once(tmp_path / "thing", build)
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_a_build_that_is_killed_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from torchrec_hilomoe.data.cache import build_once
+def build(folder):
+    (folder / "x").write_text("half")
+    print("started", flush=True)
+    time.sleep(60)
+build_once(Path(sys.argv[1]), build)
+"""
+    target = tmp_path / "thing"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not target.exists()
+
+    def build(folder: Path) -> None:
+        assert list(folder.iterdir()) == []
+        (folder / "x").write_text("whole")
+
+    assert (build_once(target, build) / "x").read_text() == "whole"
+
+
+def test_digest_is_of_content_and_order(tmp_path: Path) -> None:
+    a, b, c = (tmp_path / name for name in "abc")
+    a.write_text("1")
+    b.write_text("2")
+    c.write_text("1")
+    cache = tmp_path / "cache"
+    assert content_digest([a, b], cache) == content_digest([c, b], cache)
+    assert content_digest([a, b], cache) != content_digest([b, a], cache)
+
+
+def test_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
+    path, cache = tmp_path / "a", tmp_path / "cache"
+    path.write_text("1")
+    os.utime(path, ns=(0, 1000))
+    first = content_digest([path], cache)
+    path.write_text("2")
+    os.utime(path, ns=(0, 1000))
+    assert content_digest([path], cache) == first  # same size and time: not read again
+    os.utime(path, ns=(0, time.time_ns()))
+    assert content_digest([path], cache) != first
+
+
+def test_places_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHREC_HILOMOE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_root(None) == Path("/xdg/torchrec_hilomoe")
+    monkeypatch.setenv("TORCHREC_HILOMOE_CACHE", "/mine")
+    assert cache_root(None) == Path("/mine")
+    assert cache_root("/given") == Path("/given")

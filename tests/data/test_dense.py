@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from torchrec_hilomoe.data import DenseColumn
+from torchrec_hilomoe.data.dense import Moments, transform
+
+
+def test_moments_of_chunks_equal_those_of_the_whole() -> None:
+    values = np.random.default_rng(0).normal(1e6, 3.0, 5000)
+    values[::7] = np.nan
+    moments = Moments()
+    for start in range(0, 5000, 617):
+        moments.add(values[start : start + 617])
+    moments.add(np.array([np.nan]))
+    assert moments.count == np.isfinite(values).sum()
+    assert moments.mean == pytest.approx(np.nanmean(values), rel=1e-13)
+    assert moments.deviation == pytest.approx(np.nanstd(values), rel=1e-9)
+
+
+def test_a_constant_column_is_not_divided_by_zero() -> None:
+    moments = Moments()
+    moments.add(np.full(5, 3.0))
+    column = DenseColumn("x", transform="standardize")
+    assert transform(np.array([3.0, np.nan]), column, moments).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("none", [-4.0, 0.5, 9.0]),
+        ("log", [-np.log(5), np.log(1.5), 9.0]),
+        ("standardize", [-3.0, -0.75, 9.0]),
+    ],
+)
+def test_transform_then_fill(kind: str, expected: list[float]) -> None:
+    column = DenseColumn("x", missing=9.0, transform=kind)  # type: ignore[arg-type]
+    moments = Moments(count=2, mean=2.0, squares=8.0) if kind == "standardize" else None
+    result = transform(np.array([-4.0, 0.5, np.nan]), column, moments)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=1e-6)

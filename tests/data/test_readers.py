@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from torchrec_hilomoe.data import readers
+from torchrec_hilomoe.data.bad_rows import BadRows
+from torchrec_hilomoe.data.readers import RawChunk, RawFormat, locate, read_chunks
+from torchrec_hilomoe.errors import DataError
+
+COLUMNS = ("label", "user")
+
+
+def read(
+    path: Path, columns: tuple[str, ...] = COLUMNS, mode: str = "raise", **raw_format: object
+) -> list[RawChunk]:
+    fmt = RawFormat(**raw_format)  # type: ignore[arg-type]
+    return list(read_chunks(path, columns, fmt, BadRows(mode), lambda _: None))
+
+
+def rows(chunks: list[RawChunk]) -> list[dict[str, object]]:
+    return [row for chunk in chunks for row in chunk.batch.to_pylist()]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_csv_is_read_as_text_in_the_order_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", '\ufeffuser,x,label\n007,1,0\n"a,b",2,1\n')
+    expected = [{"label": "0", "user": "007"}, {"label": "1", "user": "a,b"}]
+    assert rows(read(path)) == expected
+
+
+def test_delimiters_and_headerless_files(tmp_path: Path) -> None:
+    expected = [{"label": "1", "user": "u"}]
+    assert rows(read(write(tmp_path / "a.tsv", "label\tuser\n1\tu\n"))) == expected
+    assert rows(read(write(tmp_path / "a.csv", "label;user\n1;u\n"), delimiter=";")) == expected
+    path = write(tmp_path / "a.txt", "u|1\n")
+    assert rows(read(path, delimiter="|", column_names=("user", "label"))) == expected
+
+
+def test_many_blocks_with_blank_lines_and_line_breaks_in_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_CSV_BLOCK_BYTES", 64)
+    lines = [f'{i % 2},"user\n{i}"\n' + "\n" * (i % 3 == 0) for i in range(200)]
+    chunks = read(write(tmp_path / "a.csv", "label,user\n" + "".join(lines)))
+    assert len(chunks) > 20
+    assert [row["user"] for row in rows(chunks)] == [f"user\n{i}" for i in range(200)]
+    firsts = [chunk.first_row for chunk in chunks]
+    sizes = [chunk.batch.num_rows for chunk in chunks]
+    assert firsts == [1 + sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def test_lines_are_counted_with_header_blanks_and_line_breaks(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'label,user\n\n1,"a\nb"\n0,c\n')
+    assert locate(path, 1, RawFormat()).endswith("row 1 (line 4)")
+    assert locate(path, 2, RawFormat()).endswith("row 2 (line 5)")
+    zipped = tmp_path / "b.csv.gz"
+    zipped.write_bytes(gzip.compress(b"1,a\n0,b\n"))
+    assert locate(zipped, 2, RawFormat(column_names=COLUMNS)).endswith("row 2 (line 2)")
+
+
+def test_a_malformed_row_is_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = "".join(f"1,u{i}\n" for i in range(100))
+    path = write(tmp_path / "a.csv", f"label,user\n{good}1,u,x\n{good}0\n")
+    message = r"a\.csv: row 101 \(line 102\): 3 fields where 2 were expected: wrong number"
+    with pytest.raises(DataError, match=message):
+        read(path)
+    monkeypatch.setattr(readers, "_CSV_BLOCK_BYTES", 256)
+    bad_rows = BadRows("skip")
+    chunks = list(read_chunks(path, COLUMNS, RawFormat(), bad_rows, lambda _: None))
+    assert len(rows(chunks)) == 200
+    assert dict(bad_rows.counts) == {"wrong number of fields": 2}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet"])
+def test_progress_adds_up_to_the_size_of_the_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    text = b"label,user\n" + b"1,u\n" * 300_000
+    if suffix == "parquet":
+        pq.write_table(pa.table({"label": [1] * 300_000, "user": ["u"] * 300_000}), path)
+    else:
+        path.write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
+    steps: list[int] = []
+    for _ in read_chunks(path, COLUMNS, RawFormat(), BadRows("raise"), steps.append):
+        pass
+    assert sum(steps) == path.stat().st_size
+
+
+def test_missing_columns_are_named_with_those_that_exist(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "label,users,item\n1,u,i\n")
+    message = r"a\.csv: no column 'user'; it has 'label', 'users', 'item'\. Did you mean 'users'\?"
+    with pytest.raises(DataError, match=message):
+        read(path)
+    pq.write_table(pa.table({"label": [1], "item": [2]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: no column 'user'; it has 'label', 'item'"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "label,user,user\n1,u,i\n")
+    with pytest.raises(DataError, match=r"a\.csv: more than one column is named 'user'"):
+        read(path)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.parquet"
+    pq.write_table(pa.table({"label": [1] * 1000, "user": ["u"] * 1000}), whole)
+    broken = {
+        "empty.csv": b"",
+        "notgzip.csv.gz": b"label,user\n1,u\n",
+        "cut.csv.gz": gzip.compress(b"label,user\n" + bytes(range(32, 127)) * 5000)[:-300],
+        "latin1.csv": "label,user\n1,caf\u00e9\n".encode("latin-1"),
+        "text.parquet": b"label,user\n1,u\n",
+        "cut.parquet": whole.read_bytes()[:-50],
+        "torn.parquet": b"PAR1" + b"\0" * 40 + whole.read_bytes()[44:],
+        "nothing.parquet": b"",
+    }
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=name):
+            read(tmp_path / name)
