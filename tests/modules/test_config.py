@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from torchrec_hilomoe.config import parse_config
+from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.modules import AuxiliaryLossConfig, HiLoMoEConfig
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_experts": -1}, "num_experts must be at least 1, got -1"),
+        ({"num_experts": 4, "top_k": 5}, "top_k must lie in 1..num_experts (4), got 5"),
+        ({"top_k": 0}, "top_k must lie in 1..num_experts (32), got 0"),
+        ({"query_dim": 0}, "query_dim must be at least 1, got 0"),
+        ({"query_dim": 8, "tied_keys": True}, "query_dim has no meaning with tied_keys"),
+        ({"query_dropout": 1.0}, "query_dropout must lie in [0, 1), got 1.0"),
+        ({"expert_dropout": -0.1}, "expert_dropout must lie in [0, 1), got -0.1"),
+        ({"gate_scale": 0.0}, "gate_scale must be positive, got 0.0"),
+    ],
+)
+def test_values_out_of_range_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        HiLoMoEConfig(**values)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_config(HiLoMoEConfig, values, "model")
+
+
+@pytest.mark.parametrize("name", ["load_balance", "z_loss", "diversity"])
+def test_negative_loss_weights_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is a weight of at least 0"):
+        AuxiliaryLossConfig(**{name: -1.0})
+
+
+def test_unknown_key_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'num_experts'"):
+        parse_config(HiLoMoEConfig, {"num_expert": 4}, "model")
