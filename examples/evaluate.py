@@ -1,6 +1,6 @@
 """Scores a raw file with a checkpoint, with the schema and vocabularies saved in it.
 
-    python examples/evaluate.py checkpoint=OUTPUT_DIR/checkpoints/best data.test=FILE
+python examples/evaluate.py checkpoint=OUTPUT_DIR/checkpoints/best data.test=FILE
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +22,9 @@ from torchrec_hilomoe.training import broadcast, init_process_group, is_main_ran
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 
 
-def launch(task: Callable[[dict[str, Any], DictConfig], dict[str, Any]], config_name: str) -> NoReturn:
+def launch(
+    task: Callable[[dict[str, Any], DictConfig], dict[str, Any]], config_name: str
+) -> NoReturn:
     """Composes the configuration on every rank, runs the task, prints its result, and exits.
 
     The process group comes first, so that all ranks agree on the time in the default output folder.
@@ -39,7 +41,8 @@ def launch(task: Callable[[dict[str, Any], DictConfig], dict[str, Any]], config_
 
     @hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)
     def run(config: DictConfig) -> None:
-        result = task(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), config)
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        result = task(cast(dict[str, Any], values), config)
         if is_main_rank():
             print(json.dumps(result), flush=True)
 

@@ -1,7 +1,7 @@
 """Trains a CTR model, HiLoMoE or a baseline, in stages over sharded tables.
 
-    torchrun --standalone --nproc_per_node=2 examples/train_dlrm_hilomoe.py model=hilomoe
-    python examples/train_dlrm_hilomoe.py --help
+torchrun --standalone --nproc_per_node=2 examples/train_dlrm_hilomoe.py model=hilomoe
+python examples/train_dlrm_hilomoe.py --help
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import copy
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchrec_hilomoe.models import InteractionDLRM
@@ -42,28 +43,25 @@ def dense_cost(
     """
     f, d = model.sparse_arch.F, model.sparse_arch.D
     dense_arch, inter_arch, over_arch = (
-        None if part is None else copy.deepcopy(part).to("meta").eval()
+        copy.deepcopy(part if part is not None else nn.Identity()).to("meta").eval()
         for part in (model.dense_arch, model.inter_arch, model.over_arch)
     )
-    parts = [part for part in (dense_arch, inter_arch, over_arch) if part is not None]
     sparse = torch.empty(batch_size, f, d, device="meta")
     # The counter knows addmm, but takes its in-place form for free.
     in_place = {torch.ops.aten.addmm_: _addmm_flops}
     counter = FlopCounterMode(display=False, custom_mapping=in_place)
     with counter, torch.no_grad():
-        if dense_arch is None:
+        if model.dense_arch is None:
             dense, sparse = sparse[:, 0], sparse[:, 1:]
         else:
             dense = dense_arch(torch.empty(batch_size, num_dense_features, device="meta"))
         over_arch(inter_arch(dense_features=dense, sparse_features=sparse))
     return DenseCost(
-        sum(p.numel() for part in parts for p in part.parameters()),
+        sum(p.numel() for part in (dense_arch, inter_arch, over_arch) for p in part.parameters()),
         counter.get_total_flops() / batch_size,
     )
 
 
-def _addmm_flops(
-    added: torch.Size, left: torch.Size, right: torch.Size, **kwargs: object
-) -> int:
+def _addmm_flops(added: torch.Size, left: torch.Size, right: torch.Size, **kwargs: object) -> int:
     """FLOPs of ``added + left @ right``, as the counter has them for addmm."""
     return 2 * left[0] * left[1] * right[1]

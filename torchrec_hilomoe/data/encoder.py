@@ -66,7 +66,7 @@ class TabularEncoder:
 
     def _feature(self, column: CategoricalColumn) -> SparseFeature:
         size = column.hash_size or len(self.vocabularies[column.name])
-        pooling = column.pooling if isinstance(column, MultiValuedColumn) else "mean"
+        pooling = column.pooling if isinstance(column, MultiValuedColumn) else "sum"
         return SparseFeature(column.name, size + 1, pooling)
 
     def encode(self, rows: ParsedRows) -> EncodedRows:

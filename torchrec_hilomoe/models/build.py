@@ -126,7 +126,9 @@ def build_model(
     if num_dense_features:
         sizes = [*config.dense_arch_layer_sizes, d]
         dense_arch = DenseArch(num_dense_features, sizes, device)
-    context = InteractionContext(num_sparse if dense_arch is not None else num_sparse - 1, d, device)
+    context = InteractionContext(
+        num_sparse if dense_arch is not None else num_sparse - 1, d, device
+    )
     interaction = get_interaction(config.name).build(context, config.interaction)
     over_arch = OverArch(
         interaction.out_features,

@@ -41,9 +41,7 @@ class InteractionCatArch(nn.Module):
         super().__init__()
         self.tower = tower
 
-    def forward(
-        self, dense_features: torch.Tensor, sparse_features: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, dense_features: torch.Tensor, sparse_features: torch.Tensor) -> torch.Tensor:
         """Computes the interaction.
 
         Args:

@@ -217,7 +217,8 @@ class Trainer:
         return stages
 
     def _stage_batches(self, stage: StageConfig) -> int:
-        batches = stage.batches or max(1, round(stage.epochs * self._stream.batches_per_epoch))
+        epochs = stage.epochs or 0.0  # exactly one of the two is given
+        batches = stage.batches or max(1, round(epochs * self._stream.batches_per_epoch))
         return min(batches, self._config.max_train_batches or batches)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 from torchmetrics.functional.classification import binary_auroc
 
-PADDING_LABEL = -1
+from torchrec_hilomoe.data import PADDING_LABEL
 
 
 class Predictions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torchrec
@@ -127,34 +128,36 @@ class StageOptimizer:
         with torch.no_grad():
             for parameters, l2 in self._l2:
                 if l2:
-                    for parameter in _with_gradient(parameters):
-                        parameter.grad.add_(parameter, alpha=l2)
+                    for parameter in parameters:
+                        if parameter.grad is not None:
+                            parameter.grad.add_(parameter, alpha=l2)
             if self._clip is not None:
                 self._clip_gradients(self._clip)
         self._combined.step()
 
     def _clip_gradients(self, max_norm: float) -> None:
         """Clips by the norm over all ranks; replicated gradients count once."""
-        replicated, shards = _with_gradient(self._replicated), _with_gradient(self._sharded)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in replicated])
+        norm = torch.nn.utils.get_total_norm(_gradients(self._replicated))
         if self._needs_shard_norm:
-            squared = torch.nn.utils.get_total_norm([p.grad for p in shards]).square()
+            squared = torch.nn.utils.get_total_norm(_gradients(self._sharded)).square()
             squared = squared.to(norm.device)
             dist.all_reduce(squared)
             norm = (norm.square() + squared).sqrt()
-        torch.nn.utils.clip_grads_with_norm_([*replicated, *shards], max_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_([*self._replicated, *self._sharded], max_norm, norm)
 
 
 def _dense_optimizer(
     parameters: dict[str, nn.Parameter], config: TableOptimizerConfig | PartOptimizerConfig
 ) -> KeyedOptimizerWrapper:
     cls = _OPTIMIZERS[config.name]
-    kwargs = {"lr": config.learning_rate} | ({} if config.eps is None else {"eps": config.eps})
+    kwargs: dict[str, Any] = {"lr": config.learning_rate} | (
+        {} if config.eps is None else {"eps": config.eps}
+    )
     return KeyedOptimizerWrapper(parameters, lambda params: cls(params, **kwargs))
 
 
-def _with_gradient(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [p for p in parameters if p.grad is not None]
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _sharded_names(model: DistributedModelParallel) -> set[str]:

@@ -35,7 +35,7 @@ from torchrec_hilomoe.training.distributed import agree, init_process_group, is_
 from torchrec_hilomoe.training.loop import Trainer
 from torchrec_hilomoe.training.recorder import Recorder
 from torchrec_hilomoe.training.sharding import shard_model, uses_dense_kernel
-from torchrec_hilomoe.training.stages import unwrap
+from torchrec_hilomoe.training.stages import core_model
 from torchrec_hilomoe.training.tables import init_tables, make_tables
 
 
@@ -80,7 +80,9 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
     known = ("data", "model", "training", "optimizer", "sharding", "seed", "output_dir")
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ConfigError(f"{unknown[0]}: unknown key. Known keys: {', '.join((*known, 'plugins'))}")
+        raise ConfigError(
+            f"{unknown[0]}: unknown key. Known keys: {', '.join((*known, 'plugins'))}"
+        )
     missing = [key for key in known if values.get(key) is None]
     if missing:
         raise ConfigError(f"{missing[0]}: required, but not given")
@@ -178,7 +180,7 @@ def _summary(
     for split, metrics in evaluated.items():
         if data.bayes_auc(split) is not None:
             metrics["bayes_auc"] = data.bayes_auc(split)
-    cost = dense_cost(unwrap(model).model, len(data.features.dense))
+    cost = dense_cost(core_model(model), len(data.features.dense))
     return {
         "model": config.model.name,
         "data": config.data.name,

@@ -19,11 +19,13 @@ from torchrec.distributed.planner import (
 )
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training.config import ShardingConfig, TableOptimizerConfig
+from torchrec_hilomoe.training.distributed import broadcast, is_main_rank
 
 _FUSED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
@@ -32,23 +34,27 @@ _FUSED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
 }
 
-# Data parallel ignores fused optimizers without a word, so the planner must not choose it for them.
-_FUSED_TYPES = [
-    ShardingType.TABLE_WISE.value,
-    ShardingType.ROW_WISE.value,
-    ShardingType.COLUMN_WISE.value,
-    ShardingType.TABLE_ROW_WISE.value,
-    ShardingType.TABLE_COLUMN_WISE.value,
-    ShardingType.GRID_SHARD.value,
-]
-_DENSE_TYPES = [ShardingType.DATA_PARALLEL.value, ShardingType.TABLE_WISE.value]
+_TABLE_TYPES = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE]
+_COLUMN_TYPES = [ShardingType.COLUMN_WISE, ShardingType.TABLE_COLUMN_WISE]
+_DENSE_TYPES = [ShardingType.DATA_PARALLEL, ShardingType.TABLE_WISE]
 
 
 class _Sharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder with every sharding type on every device; on CPU it hides some."""
+    """TorchRec's sharder with given sharding types on every device; on CPU it hides some.
+
+    The types stand here and not in planner constraints, which TorchRec passes through sets: a
+    choice among equals would change from process to process.
+
+    Args:
+        types (list[ShardingType]): what the planner may choose from.
+    """
+
+    def __init__(self, types: list[ShardingType]) -> None:
+        super().__init__()
+        self._types = [type_.value for type_ in types]
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return [*_FUSED_TYPES, ShardingType.DATA_PARALLEL.value]
+        return self._types
 
 
 def uses_dense_kernel(sharding: ShardingConfig, tables: TableOptimizerConfig) -> bool:
@@ -77,35 +83,63 @@ def shard_model(
         ConfigError: the tables cannot be sharded or optimised so.
     """
     dense = uses_dense_kernel(sharding, tables)
-    _check(sharding, tables, device, dense)
+    collections = [m for m in model.modules() if isinstance(m, EmbeddingBagCollection)]
+    configs = [config for m in collections for config in m.embedding_bag_configs()]
+    _check(sharding, tables, configs, device)
     if not dense:
-        for module in model.modules():
-            if isinstance(module, EmbeddingBagCollection):
-                # A fresh dict for each call: the kwargs are changed in place.
-                apply_optimizer_in_backward(
-                    _FUSED_OPTIMIZERS[tables.name], module.parameters(), _fused_kwargs(tables)
-                )
-    plan = _plan(model, sharding, device, dense)
+        for collection in collections:
+            # A fresh dict for each call: the kwargs are changed in place.
+            apply_optimizer_in_backward(
+                _FUSED_OPTIMIZERS[tables.name], collection.parameters(), _fused_kwargs(tables)
+            )
+    sharder = _Sharder(_allowed_types(sharding, tables))
+    plan = _plan(model, sharder, configs, sharding, device)
+    if dense:
+        for module_plan in plan.plan.values():
+            for parameter in module_plan.values():
+                parameter.compute_kernel = EmbeddingComputeKernel.DENSE.value
     env = ShardingEnv.from_process_group(dist.group.WORLD)
     return DistributedModelParallel(
-        model, env=env, device=device, plan=plan, sharders=[_Sharder()], init_parameters=False
+        model, env=env, device=device, plan=plan, sharders=[sharder], init_parameters=False
     )
 
 
 def _check(
-    sharding: ShardingConfig, tables: TableOptimizerConfig, device: torch.device, dense: bool
+    sharding: ShardingConfig,
+    tables: TableOptimizerConfig,
+    configs: list[EmbeddingBagConfig],
+    device: torch.device,
 ) -> None:
-    """Refuses combinations that TorchRec would crash on or silently ignore."""
+    """Refuses combinations that TorchRec would crash on or silently get wrong."""
+    dense = uses_dense_kernel(sharding, tables)
     if not dense and tables.name == "adam" and device.type == "cpu":
         raise ConfigError(
             "optimizer.tables.name: fused Adam does not exist on CPU; set "
             "optimizer.tables.kernel=dense, or choose rowwise_adagrad, adagrad or sgd"
         )
-    if dense and sharding.type not in ("auto", *_DENSE_TYPES):
+    dense_types = [type_.value for type_ in _DENSE_TYPES]
+    if dense and sharding.type not in ("auto", *dense_types):
         raise ConfigError(
-            f"sharding.type: optimizer.tables.kernel=dense works with "
-            f"{', '.join(_DENSE_TYPES)} (auto takes data_parallel), got {sharding.type}"
+            f"sharding.type: optimizer.tables.kernel=dense works with {', '.join(dense_types)} "
+            f"(auto takes data_parallel), got {sharding.type}"
         )
+    means = [config.name for config in configs if config.pooling == PoolingType.MEAN]
+    if sharding.type == "grid_shard" and means:
+        raise ConfigError(
+            f"sharding.type: under grid_shard TorchRec sums what should be averaged in {means}; "
+            "set pooling: sum in the data schema, or choose another sharding type"
+        )
+
+
+def _allowed_types(sharding: ShardingConfig, tables: TableOptimizerConfig) -> list[ShardingType]:
+    """What the planner may choose from."""
+    if sharding.type != "auto":
+        return [ShardingType(sharding.type)]
+    if uses_dense_kernel(sharding, tables):
+        return [ShardingType.DATA_PARALLEL]
+    # Not data parallel: it ignores fused optimizers without a word. Row-wise Adagrad has one
+    # state for each row and shard, so that splitting columns would change the training.
+    return _TABLE_TYPES + ([] if tables.name == "rowwise_adagrad" else _COLUMN_TYPES)
 
 
 def _fused_kwargs(tables: TableOptimizerConfig) -> dict[str, Any]:
@@ -114,36 +148,32 @@ def _fused_kwargs(tables: TableOptimizerConfig) -> dict[str, Any]:
 
 
 def _plan(
-    model: nn.Module, sharding: ShardingConfig, device: torch.device, dense: bool
+    model: nn.Module,
+    sharder: _Sharder,
+    configs: list[EmbeddingBagConfig],
+    sharding: ShardingConfig,
+    device: torch.device,
 ) -> ShardingPlan:
-    """Plans on each rank: the planner is deterministic, and no rank waits if it fails."""
-    if sharding.type != "auto":
-        types = [sharding.type]
-    else:
-        types = [ShardingType.DATA_PARALLEL.value] if dense else _FUSED_TYPES
-    constraints = {
-        config.name: ParameterConstraints(sharding_types=types)
-        for module in model.modules()
-        if isinstance(module, EmbeddingBagCollection)
-        for config in module.embedding_bag_configs()
-    }
-    world_size = dist.get_world_size()
-    topology = Topology(
-        world_size=world_size,
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
-        compute_device=device.type,
-    )
-    try:
-        plan = EmbeddingShardingPlanner(topology=topology, constraints=constraints).plan(
-            model, [_Sharder()]
+    """Rank 0 plans for all; every rank raises if it cannot."""
+
+    def plan_here() -> ShardingPlan | str:
+        world_size = dist.get_world_size()
+        topology = Topology(
+            world_size=world_size,
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+            compute_device=device.type,
         )
-    except (PlannerError, RuntimeError) as error:
-        raise ConfigError(
-            f"sharding.type={sharding.type}: the planner found no plan for {world_size} rank(s): "
-            f"{error}"
-        ) from error
-    if dense:
-        for module_plan in plan.plan.values():
-            for parameter in module_plan.values():
-                parameter.compute_kernel = EmbeddingComputeKernel.DENSE.value
+        # The planner takes some types only where they are constrained.
+        only = ParameterConstraints(sharding_types=[sharding.type])
+        constraints = {c.name: only for c in configs} if sharding.type != "auto" else None
+        try:
+            return EmbeddingShardingPlanner(topology=topology, constraints=constraints).plan(
+                model, [sharder]
+            )
+        except (PlannerError, RuntimeError) as error:
+            return str(error)
+
+    plan = broadcast(plan_here() if is_main_rank() else "")
+    if isinstance(plan, str):
+        raise ConfigError(f"sharding.type={sharding.type}: the planner found no plan: {plan}")
     return plan

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.model_parallel import (
@@ -9,7 +11,7 @@ from torchrec.distributed.model_parallel import (
     DistributedModelParallel,
 )
 
-from torchrec_hilomoe.models import DLRM_HiLoMoETrain
+from torchrec_hilomoe.models import DLRM_HiLoMoETrain, InteractionDLRM
 from torchrec_hilomoe.modules import set_experts_enabled
 from torchrec_hilomoe.training.config import StageConfig
 from torchrec_hilomoe.training.optimizers import is_table, part_parameters
@@ -30,7 +32,7 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
     inner = unwrap(model)
     set_experts_enabled(inner, stage.experts)
     inner.auxiliary_loss.config = stage.auxiliary
-    inner.model.sparse_arch.frozen = "tables" not in stage.train
+    core_model(model).sparse_arch.frozen = "tables" not in stage.train
     for part, parameters in part_parameters(inner).items():
         for name, parameter in parameters.items():
             if not is_table(name):
@@ -67,7 +69,19 @@ def unwrap(model: DistributedModelParallel) -> DLRM_HiLoMoETrain:
     Returns:
         DLRM_HiLoMoETrain: its parameters are those of ``model``.
     """
-    return model.module
+    return cast(DLRM_HiLoMoETrain, model.module)
+
+
+def core_model(model: DistributedModelParallel) -> InteractionDLRM:
+    """The model inside DMP, DDP and the train wrapper.
+
+    Args:
+        model (DistributedModelParallel): as `build_sharded` makes it.
+
+    Returns:
+        InteractionDLRM: its parameters are those of ``model``.
+    """
+    return cast(InteractionDLRM, unwrap(model).model)
 
 
 def has_experts(model: nn.Module) -> bool:

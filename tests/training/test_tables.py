@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from torchrec_hilomoe.data import FeatureSpec, SparseFeature
+from torchrec_hilomoe.training import init_tables, make_tables
+
+
+def _tables(rows: int, seed: int, std: float | None = None) -> torch.Tensor:
+    spec = FeatureSpec(dense=(), sparse=(SparseFeature("a", rows), SparseFeature("b", rows)))
+    meta = make_tables(spec, 4)
+    collection = EmbeddingBagCollection(
+        tables=meta.embedding_bag_configs(), device=torch.device("cpu")
+    )
+    wrapper = torch.nn.ModuleDict({"ebc": collection})
+    init_tables(wrapper, seed, std)
+    return torch.stack([bag.weight.detach() for bag in collection.embedding_bags.values()])
+
+
+def test_seed_table_and_block_decide():
+    rows = 70_000  # more than one block
+    first = _tables(rows, 0)
+    assert torch.equal(first, _tables(rows, 0))
+    assert not torch.equal(first, _tables(rows, 1))
+    assert not torch.equal(first[0], first[1])
+    assert first.unique(dim=1).shape[1] == rows
+
+
+def test_distribution():
+    uniform = _tables(70_000, 0)
+    bound = 1 / math.sqrt(70_000)
+    assert uniform.abs().max() <= bound
+    assert uniform.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01)
+    assert _tables(70_000, 0, std=1e-4).std().item() == pytest.approx(1e-4, rel=0.01)
+
+
+def test_pooling_and_sizes_follow_the_features(features):
+    configs = {c.feature_names[0]: c for c in make_tables(features, 4).embedding_bag_configs()}
+    assert configs["user"].num_embeddings == 40
+    assert configs["genres"].pooling.name == "MEAN"
