@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from torchrec_hilomoe.data import CTRBatch, DataConfig, DataSource, open_data, open_encoded
+from torchrec_hilomoe.data import prepare_data as prepare
+from torchrec_hilomoe.errors import ConfigError, DataError
+
+RowsOf = Callable[[CTRBatch], list[tuple[Any, ...]]]
+MakeConfig = Callable[..., DataConfig]
+
+SCHEMA = {
+    "dense": ["price"],
+    "categorical": ["user"],
+    "multi_valued": ["tags"],
+    "group": "user",
+}
+TABLE = {
+    "label": [0, 1, 1, 0, 1, 0, 0, 1],
+    "price": [1.5, None, -3.0, 0.0, 2.0, 7.25, None, 1.0],
+    "user": [7, 7, 12, 3, None, 12, 7, 100],
+    "tags": [["a", "b"], [], ["b"], ["c", "a"], [], ["a"], ["b", "c"], ["a"]],
+}
+
+
+def csv_text(delimiter: str = ",") -> str:
+    lines = [delimiter.join(TABLE)]
+    for label, price, user, tags in zip(*TABLE.values(), strict=True):
+        values = [
+            label,
+            "" if price is None else price,
+            "" if user is None else user,
+            "|".join(tags),
+        ]
+        lines.append(delimiter.join(map(str, values)))
+    return "\n".join(lines) + "\n"
+
+
+def opened(config: DataConfig, **ranks: int) -> DataSource:
+    return open_data(config, **{"rank": 0, "world_size": 1, "seed": 0, **ranks})
+
+
+def encoded(source: DataSource, rows_of: RowsOf, split: str = "train") -> list[tuple[Any, ...]]:
+    return [row for batch in source.loader(split) for row in rows_of(batch)]
+
+
+def test_the_same_rows_in_any_format_are_encoded_alike(
+    tmp_path: Path, make_config: MakeConfig, rows_of: RowsOf
+) -> None:
+    text = csv_text()
+    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "t.tsv").write_text(csv_text("\t"))
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text.encode()))
+    pq.write_table(pa.table(TABLE), tmp_path / "t.parquet")
+    texts = TABLE | {"tags": ["|".join(tags) for tags in TABLE["tags"]]}
+    pq.write_table(pa.table(texts), tmp_path / "texts.parquet")
+    header, *lines = text.splitlines(keepends=True)
+    for i in range(2):
+        path = tmp_path / "folder" / f"part-{i}.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(header + "".join(lines[i * 4 : i * 4 + 4]))
+    places = ["t.csv", "t.tsv", "t.csv.gz", "t.parquet", "texts.parquet", "folder", "folder/*.csv"]
+    results = []
+    for place in places:
+        source = opened(make_config(tmp_path / place, SCHEMA, shuffle=False))
+        results.append((encoded(source, rows_of), source.features))
+    assert len(results[0][0]) == 8
+    assert all(result == results[0] for result in results)
+
+
+def test_ids_that_train_lacks_are_row_zero(
+    tmp_path: Path, make_config: MakeConfig, rows_of: RowsOf
+) -> None:
+    (tmp_path / "train.csv").write_text("label,user,tags\n1,a,x|y\n0,b,x\n")
+    (tmp_path / "valid.csv").write_text("label,user,tags\n1,b,z|x\n0,zoe,y\n1,,\n")
+    schema = {"categorical": ["user"], "multi_valued": ["tags"]}
+    config = make_config(tmp_path / "train.csv", schema, valid=str(tmp_path / "valid.csv"))
+    ids = [row[2] for row in encoded(opened(config), rows_of, "valid")]
+    assert ids == [((2,), (0, 1)), ((0,), (2,)), ((0,), ())]
+
+
+def test_a_model_scores_raw_files_without_its_training_data(
+    tmp_path: Path, make_config: MakeConfig, rows_of: RowsOf
+) -> None:
+    (tmp_path / "train.csv").write_text(csv_text())
+    pq.write_table(pa.table(TABLE).slice(2), tmp_path / "test.parquet")
+    config = make_config(tmp_path / "train.csv", SCHEMA, test=str(tmp_path / "test.parquet"))
+    source = opened(config)
+    source.save(tmp_path / "model" / "data")
+    (tmp_path / "train.csv").unlink()
+    for cache in (config.cache_dir, str(tmp_path / "other cache")):
+        scored = open_encoded(
+            tmp_path / "model" / "data",
+            str(tmp_path / "test.parquet"),
+            batch_size=4,
+            rank=0,
+            world_size=1,
+            cache_dir=cache,
+        )
+        assert scored.features == source.features
+        assert encoded(scored, rows_of, "test") == encoded(source, rows_of, "test")
+        assert not scored.has_split("train")
+        with pytest.raises(ConfigError, match=r"data\.train: required"):
+            scored.loader("train")
+
+
+def test_a_folder_without_an_encoder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"encoder\.json: cannot be read"):
+        open_encoded(tmp_path, "x.csv", batch_size=4, rank=0, world_size=1)
+    (tmp_path / "encoder.json").write_text('{"kind": "tabular", "format_version": 0}')
+    with pytest.raises(DataError, match=r"encoder\.json: has the format version 0"):
+        open_encoded(tmp_path, "x.csv", batch_size=4, rank=0, world_size=1)
+
+
+def test_skipped_rows_are_left_out_of_everything_and_reported(
+    tmp_path: Path, make_config: MakeConfig, caplog: pytest.LogCaptureFixture, rows_of: RowsOf
+) -> None:
+    text = "label,user,x\n1,a,1\n7,bad,1\n0,a,oops\n0,b\n0,c,\n,bad,2\n1,a,3\n"
+    (tmp_path / "train.csv").write_text(text)
+    schema = {"dense": [{"name": "x", "transform": "standardize"}], "categorical": ["user"]}
+    config = make_config(tmp_path / "train.csv", schema, on_bad_row="skip", shuffle=False)
+    source = opened(config)
+    reasons = {
+        "the label is not 0 or 1": 2,
+        "column 'x' is not a number that float32 holds": 1,
+        "wrong number of fields": 1,
+    }
+    assert source.report["skipped"] == {"train": reasons}
+    assert source.report["rows"] == {"train": 3}
+    assert "data.train: rows left out: " in caplog.text
+    assert [(row[0], row[1], row[2]) for row in encoded(source, rows_of)] == [
+        (1.0, (-1.0,), ((1,),)),
+        (0.0, (0.0,), ((2,),)),
+        (1.0, (1.0,), ((1,),)),
+    ]
+    assert source.features.sparse[0].num_embeddings == 3
+    assert opened(config).report == source.report
+    with pytest.raises(DataError, match=r"train\.csv: row \d \(line \d\)"):
+        opened(make_config(tmp_path / "train.csv", schema))
+
+
+BAD_FILES = [
+    ("label,user\n1,a\n2,b\n", r"t\.csv: row 2 \(line 3\), column 'label', value '2': the label"),
+    ("label,user\n", r"data\.train: no usable row in .*t\.csv"),
+    ("", r"t\.csv: the file is empty"),
+    ("label,usr\n1,a\n", r"t\.csv: no column 'user'; it has 'label', 'usr'\. Did you mean 'usr'"),
+    ("label,user\n1,a,b\n", r"t\.csv: row 1 \(line 2\): 3 fields where 2 were expected"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES)
+def test_bad_files(tmp_path: Path, make_config: MakeConfig, text: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    config = make_config(tmp_path / "t.csv", {"categorical": ["user"]})
+    for _ in range(2):  # nothing of the failure is cached
+        with pytest.raises(DataError, match=message):
+            opened(config)
+
+
+def test_nothing_left_after_skipping(tmp_path: Path, make_config: MakeConfig) -> None:
+    (tmp_path / "t.csv").write_text("label,user\n3,a\n4,b\n")
+    config = make_config(tmp_path / "t.csv", {"categorical": ["user"]}, on_bad_row="skip")
+    with pytest.raises(DataError, match=r"no usable row in .*t\.csv \(2 because the label is not"):
+        opened(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": None}, r"data\.train: required for data\.source=tabular"),
+        ({"source": "synthetic"}, r"data\.train: data\.source=synthetic makes its own files"),
+        ({"source": "movielens100k", "valid": "v"}, r"data\.valid: data\.source=movielens100k"),
+        ({"schema": {"dense": ["price"]}}, r"data\.schema: names no categorical and no multi"),
+        ({"source": "criteo_1tb"}, r"data\.hash_sizes: required"),
+    ],
+)
+def test_configurations_that_do_not_fit(
+    tmp_path: Path, make_config: MakeConfig, change: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "t.csv").write_text(csv_text())
+    values = {"train": tmp_path / "t.csv", "schema": SCHEMA, **change}
+    config = make_config(values.pop("train"), values.pop("schema"), **values)
+    with pytest.raises(ConfigError, match=message):
+        opened(config)
+
+
+def test_batch_sizes_that_ranks_cannot_fill(tmp_path: Path, make_config: MakeConfig) -> None:
+    (tmp_path / "t.csv").write_text(csv_text())
+    for batch_size, world_size in ((5, 2), (2, 4)):
+        config = make_config(tmp_path / "t.csv", SCHEMA, batch_size=batch_size)
+        for rank in range(world_size):
+            with pytest.raises(
+                ConfigError, match=rf"data\.batch_size: {batch_size} rows .*multiple"
+            ):
+                opened(config, rank=rank, world_size=world_size)
+    config = make_config(tmp_path / "t.csv", SCHEMA, batch_size=50)
+    for rank in range(5):
+        with pytest.raises(ConfigError, match=r"data\.batch_size: the 8 rows of data\.train"):
+            opened(config, rank=rank, world_size=5)
+    assert len(opened(config, world_size=2).loader("train")) == 1
+
+
+def test_encoding_happens_once_for_the_same_content(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    (tmp_path / "a.csv").write_text(csv_text())
+    prepare(make_config(tmp_path / "a.csv", SCHEMA))
+    cache = tmp_path / "cache"
+
+    def entries() -> list[Path]:
+        return sorted([*cache.glob("rows/[!.]*"), *cache.glob("encoders/[!.]*")])
+
+    before = entries()
+    assert len(before) == 2
+    (tmp_path / "renamed.csv").write_text(csv_text())
+    prepare(make_config(tmp_path / "renamed.csv", SCHEMA, batch_size=2, shuffle=False))
+    assert entries() == before
+    prepare(make_config(tmp_path / "a.csv", {**SCHEMA, "dense": []}))
+    assert len(entries()) == 4
+    (tmp_path / "a.csv").write_text(csv_text() + "1,2,3,a\n")
+    assert opened(make_config(tmp_path / "a.csv", SCHEMA)).report["rows"] == {"train": 9}
+
+
+def test_the_seed_shuffles_and_epochs_differ(
+    tmp_path: Path, make_config: MakeConfig, rows_of: RowsOf
+) -> None:
+    rows = "".join(f"{i % 2},{i}\n" for i in range(64))
+    (tmp_path / "t.csv").write_text("label,user\n" + rows)
+    config = make_config(tmp_path / "t.csv", {"categorical": ["user"]}, batch_size=8)
+
+    def order(seed: int, epoch: int) -> list[tuple[Any, ...]]:
+        loader = opened(config, seed=seed).loader("train", epoch=epoch)
+        return [row for batch in loader for row in rows_of(batch)]
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(*key)) for key in [(0, 0), (0, 1), (1, 0)]}) == 3
+    assert sorted(order(0, 0)) == sorted(order(1, 5))
+
+
+PREPARE = """
+import json, sys
+from torchrec_hilomoe.config import parse_config
+from torchrec_hilomoe.data import DataConfig, open_data
+source = open_data(parse_config(DataConfig, json.loads(sys.argv[1])), rank=0, world_size=1, seed=0)
+print(source.report["rows"]["train"])
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_prepare_at_once_share_the_work(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    lines = "".join(f"{i % 2},{i % 1000},{i % 7}\n" for i in range(200_000))
+    (tmp_path / "t.csv").write_text("label,user,x\n" + lines)
+    config = make_config(tmp_path / "t.csv", {"dense": ["x"], "categorical": ["user"]})
+    command = [sys.executable, "-c", PREPARE, json.dumps(dataclasses.asdict(config))]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert out.strip() == "200000"
+    left = {path.name for path in (tmp_path / "cache" / "rows").iterdir()}
+    assert len([name for name in left if not name.startswith(".")]) == 1
+    assert not [name for name in left if name.endswith(".unfinished")]
+
+
+def test_progress_is_shown_on_request(
+    tmp_path: Path, make_config: MakeConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(csv_text())
+    prepare(make_config(tmp_path / "t.csv", SCHEMA))
+    assert capfd.readouterr().err == ""
+    prepare(make_config(tmp_path / "t.csv", {**SCHEMA, "dense": []}), progress=True)
+    shown = capfd.readouterr().err
+    assert "Learning vocabularies of train: 100%" in shown
+    assert "Encoding train: 100%" in shown
