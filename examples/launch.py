@@ -41,19 +41,22 @@ def launch(
 
     @hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)
     def run(config: DictConfig) -> None:
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        result = task(cast(dict[str, Any], values), config)
+        # Hydra would cut tracebacks short and add its own advice to every error.
+        try:
+            values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            result = task(cast(dict[str, Any], values), config)
+        except (HiLoMoEError, OmegaConfBaseException) as error:
+            print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except Exception:
+            traceback.print_exc()
+            raise SystemExit(1) from None
         if is_main_rank():
             print(json.dumps(result), flush=True)
 
-    exit_code = 1
+    exit_code = 0
     try:
         run()
-        exit_code = 0
-    except SystemExit as exit_request:
-        exit_code = int(exit_request.code or 0)
-    except (HiLoMoEError, OmegaConfBaseException) as error:
-        print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
+    except SystemExit as ended:
+        exit_code = ended.code if isinstance(ended.code, int) else 1
     shutdown(exit_code)

@@ -42,7 +42,7 @@ def predict(
     with torch.no_grad():
         while True:
             try:
-                _, output = pipeline.progress(iterator)
+                output = pipeline.progress(iterator)
             except StopIteration:
                 break
             predictions.add(output.logits, output.labels, groups.popleft())
