@@ -228,9 +228,8 @@ def _batch_means(
 def _batch_sums(routing: Routing, top_k: int | None) -> Tensor:
     """Sums over the samples of one rank and their count, ``[LK + LK + L + 1]``."""
     scores = routing.scores
-    with torch.no_grad():
-        dispatched = scores == scores.amax(dim=-1, keepdim=True) if top_k is None else scores > 0
-        dispatch = dispatched / dispatched.sum(dim=-1, keepdim=True)  # ties share a sample
+    dispatched = scores == scores.amax(dim=-1, keepdim=True) if top_k is None else scores > 0
+    dispatch = dispatched / dispatched.sum(dim=-1, keepdim=True)  # ties share a sample
     squared_lse = routing.logits.logsumexp(dim=-1).square()
     count = scores.new_full((1,), scores.size(0))
     sums = [dispatch.sum(dim=0), scores.sum(dim=0), squared_lse.sum(dim=0), count]
