@@ -79,6 +79,29 @@ def test_the_same_rows_in_any_format_are_encoded_alike(
     assert all(result == results[0] for result in results)
 
 
+def test_a_data_set_of_bags_alone(tmp_path: Path, make_config: MakeConfig, rows_of: RowsOf) -> None:
+    (tmp_path / "t.csv").write_text("label,tags\n1,a|b\n0,\n1,b\n")
+    config = make_config(tmp_path / "t.csv", {"multi_valued": ["tags"]}, shuffle=False)
+    source = opened(config)
+    assert encoded(source, rows_of) == [
+        (1.0, (), ((2, 1),), None),
+        (0.0, (), ((),), None),
+        (1.0, (), ((1,),), None),
+    ]
+    assert next(iter(source.loader("train"))).dense_features.shape == (3, 0)
+
+
+def test_worker_processes_read_the_same_cache(
+    tmp_path: Path, make_config: MakeConfig, rows_of: RowsOf
+) -> None:
+    (tmp_path / "t.csv").write_text(csv_text())
+    rows = [
+        encoded(opened(make_config(tmp_path / "t.csv", SCHEMA, num_workers=n)), rows_of)
+        for n in (0, 2)
+    ]
+    assert rows[0] == rows[1]
+
+
 def test_ids_that_train_lacks_are_row_zero(
     tmp_path: Path, make_config: MakeConfig, rows_of: RowsOf
 ) -> None:

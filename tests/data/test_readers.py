@@ -49,6 +49,7 @@ def test_many_blocks_with_blank_lines_and_line_breaks_in_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "_CSV_BLOCK_BYTES", 64)
+    monkeypatch.setattr(readers, "_CHUNK_ROWS", 6)
     lines = [f'{i % 2},"user\n{i}"\n' + "\n" * (i % 3 == 0) for i in range(200)]
     chunks = read(write(tmp_path / "a.csv", "label,user\n" + "".join(lines)))
     assert len(chunks) > 20

@@ -6,7 +6,7 @@ import csv
 import difflib
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,10 @@ from torchrec_hilomoe.data.bad_rows import BadRows
 from torchrec_hilomoe.data.files import COMPRESSED, file_format, plain_suffix
 from torchrec_hilomoe.errors import DataError
 
-_CSV_BLOCK_BYTES = 1 << 24
-_PARQUET_ROWS = 1 << 17
+# Arrow reads up to 32 blocks ahead.
+_CSV_BLOCK_BYTES = 1 << 21
+_CHUNK_BYTES = 1 << 25
+_CHUNK_ROWS = 1 << 17
 _PARQUET_BUFFER_BYTES = 1 << 20
 
 
@@ -139,14 +141,27 @@ def _read_csv(
             ),
         )
         rows, done = 0, 0
-        for batch in reader:
+        for batch in _joined(reader):
             malformed.reject()
-            advance(file.tell() - done)
-            done = file.tell()
             if batch.num_rows:
                 yield RawChunk(path, batch, rows + 1, raw_format)
                 rows += batch.num_rows
+            advance(file.tell() - done)
+            done = file.tell()
         malformed.reject()
+
+
+def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Joins small batches: looking ids up costs a pass over the vocabulary for each batch."""
+    pending: list[pa.RecordBatch] = []
+    for batch in batches:
+        pending.append(batch)
+        rows, size = sum(b.num_rows for b in pending), sum(b.nbytes for b in pending)
+        if rows >= _CHUNK_ROWS or size >= _CHUNK_BYTES:
+            yield pa.concat_batches(pending)
+            pending = []
+    if pending:
+        yield pa.concat_batches(pending)
 
 
 class _MalformedRows:
@@ -188,7 +203,7 @@ def _read_parquet(
         _check_columns(path, file.schema_arrow.names, columns)
         total, rows, done = file.metadata.num_rows, 0, 0
         size = path.stat().st_size
-        for batch in file.iter_batches(_PARQUET_ROWS, columns=list(columns)):
+        for batch in file.iter_batches(_CHUNK_ROWS, columns=list(columns)):
             if batch.num_rows:
                 yield RawChunk(path, batch, rows + 1, raw_format)
                 rows += batch.num_rows

@@ -69,7 +69,7 @@ def bayes_auc(folder: Path) -> dict[str, float]:
         folder (Path): from :func:`synthetic_files`.
 
     Returns:
-        dict[str, float]: by split.
+        dict[str, float]: by split; a split without both clicks and non-clicks has none.
     """
     return json.loads((folder / _BAYES_FILE).read_text())
 
@@ -86,7 +86,9 @@ def _generate(options: SyntheticOptions, folder: Path) -> None:
     for (split, rows), seed in zip(sizes.items(), split_seeds, strict=True):
         table = world.visits(rows, np.random.default_rng(seed))
         pq.write_table(table, folder / f"{split}.parquet")
-        bayes[split] = _auc(table["click_probability"].to_numpy(), table["label"].to_numpy())
+        labels = table["label"].to_numpy()
+        if 0 < labels.sum() < rows:
+            bayes[split] = _auc(table["click_probability"].to_numpy(), labels)
     (folder / _BAYES_FILE).write_text(json.dumps(bayes))
 
 
