@@ -135,7 +135,8 @@ def test_the_global_random_state_is_left_alone(days: Path) -> None:
 
 
 def test_one_size_serves_all_tables(days: Path) -> None:
-    assert {f.num_embeddings for f in opened(days, hash_sizes=9).features.sparse} == {9}
+    features = opened(days, hash_sizes=9).features.sparse
+    assert {(f.num_embeddings, f.pooling) for f in features} == {(9, "sum")}
 
 
 def test_missing_iopath_names_the_remedy(days: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,7 @@ def test_encoding_equals_plain_python(
         "words": 10,
     }
     assert [f.pooling for f in source.features.sparse[3:]] == ["sum", "mean"]
+    assert {f.pooling for f in source.features.sparse[:3]} == {"sum"}
     assert source.features.dense == ("age", "income", "score")
 
 

@@ -1,4 +1,4 @@
-"""Files larger than memory: what encoding and loading hold of a file does not grow with the file."""
+"""Files larger than memory: encoding and loading hold no more of a large file than of a small."""
 
 from __future__ import annotations
 

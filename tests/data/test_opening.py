@@ -280,6 +280,15 @@ print(source.report["rows"]["train"])
 """
 
 
+def test_the_suffix_of_a_cached_file_still_counts(tmp_path: Path, make_config: MakeConfig) -> None:
+    schema = {"categorical": ["a,b"]}
+    for name in ("t.tsv", "t.csv"):
+        (tmp_path / name).write_text("label\ta,b\n1\tx,y\n0\tz,y\n")
+    assert opened(make_config(tmp_path / "t.tsv", schema)).report["rows"] == {"train": 2}
+    with pytest.raises(DataError, match=r"t\.csv: no column"):
+        opened(make_config(tmp_path / "t.csv", schema))
+
+
 @pytest.mark.slow
 def test_processes_that_prepare_at_once_share_the_work(
     tmp_path: Path, make_config: MakeConfig

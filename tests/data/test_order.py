@@ -37,6 +37,12 @@ def test_the_order_is_of_seed_and_epoch() -> None:
     assert orders[0, 1] == tuple(sequence(EpochOrder(160, 8, 32, (0, 1))))
 
 
+def test_windows_are_permuted_differently() -> None:
+    windows = list(EpochOrder(160, 16, window_rows=16, seed=(0, 0)).windows())
+    within = {tuple((window % 16).tolist()) for window in windows}
+    assert len(within) == len(windows) == 10
+
+
 def test_a_window_as_large_as_the_data_mixes_all_rows() -> None:
     places = np.mean([sequence(EpochOrder(160, 8, 160, (seed, 0))) for seed in range(400)], axis=0)
     # Every place sees every row alike: means of 400 uniform draws from 0..159.

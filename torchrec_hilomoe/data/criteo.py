@@ -47,7 +47,7 @@ class CriteoEncoder:
         sparse = zip(DEFAULT_CAT_NAMES, self.hash_sizes, strict=True)
         return FeatureSpec(
             dense=tuple(DEFAULT_INT_NAMES),
-            sparse=tuple(SparseFeature(name, size) for name, size in sparse),
+            sparse=tuple(SparseFeature(name, size, "sum") for name, size in sparse),
         )
 
     def save(self, folder: Path) -> None:

@@ -66,6 +66,7 @@ class TabularEncoder:
 
     def _feature(self, column: CategoricalColumn) -> SparseFeature:
         size = column.hash_size or len(self.vocabularies[column.name])
+        # One id has the same mean and sum; tables that are summed can be sharded by rows, too.
         pooling = column.pooling if isinstance(column, MultiValuedColumn) else "sum"
         return SparseFeature(column.name, size + 1, pooling)
 

@@ -13,7 +13,7 @@ class SparseFeature:
         name (str): the key in the ``KeyedJaggedTensor``.
         num_embeddings (int): rows of its table, row 0 (unknown and missing ids) included.
         pooling (str): ``"mean"`` or ``"sum"``, how the embeddings of a bag are joined. For
-            features with one id per row both are the same.
+            features with one id per row both are the same, and data sets say ``"sum"``.
     """
 
     name: str

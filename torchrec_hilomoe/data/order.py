@@ -84,7 +84,7 @@ class EpochOrder:
         ends = np.cumsum(sizes)
         shifts = starts - (ends - sizes)
         window = max(1, self.window_rows // self.batch_size) * self.batch_size
-        for index, begin in enumerate(range(0, self.num_rows, window)):
+        for index, begin in enumerate(range(0, self.num_rows, window), start=1):
             places = np.arange(begin, min(begin + window, self.num_rows))
             rows = places + shifts[np.searchsorted(ends, places, side="right")]
             if self.seed is not None:
