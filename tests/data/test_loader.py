@@ -176,3 +176,24 @@ def test_batches_move_with_their_group() -> None:
         "meta"
     }
     assert replace(batch, group=None).to(torch.device("cpu")).group is None
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 1, 5, 8])
+def test_a_start_leaves_out_the_batches_before_it(
+    rows_of: RowsOf, start: int, num_workers: int
+) -> None:
+    options = {"train": True, "shuffle_seed": (3,), "window_rows": 24}
+    whole = [rows_of(batch) for batch in loader(**options)]
+    late = loader(**options, start=start, num_workers=num_workers)
+    assert [rows_of(batch) for batch in late] == whole[start:]
+    assert len(late) == len(whole) - start
+
+
+def test_batches_before_the_start_are_not_read() -> None:
+    late = loader(window_rows=16, start=5)
+    read: list[int] = []
+    chunk = late._store.chunk
+    late._store.chunk = lambda index: read.append(index) or chunk(index)
+    list(late)
+    assert min(read) == 5 * 12 // 16

@@ -30,6 +30,7 @@ class LoaderOptions:
         shuffle_seed (tuple[int, ...] | None): what decides the order; None keeps file order.
         window_rows (int): rows of all ranks within which single rows are shuffled.
         num_workers (int): processes that prepare batches; 0 prepares them in line.
+        start (int): the first batch of the epoch that is loaded; earlier ones are not read.
     """
 
     shard: Shard
@@ -37,6 +38,7 @@ class LoaderOptions:
     shuffle_seed: tuple[int, ...] | None = None
     window_rows: int = CHUNK_ROWS
     num_workers: int = 0
+    start: int = 0
 
 
 class BatchLoader(Iterable[CTRBatch]):
@@ -64,9 +66,9 @@ class BatchLoader(Iterable[CTRBatch]):
         self._options = options
 
     def __len__(self) -> int:
-        """Batches of each rank."""
+        """Batches of each rank, from the start on."""
         full, rest = divmod(self._store.num_rows, self._options.shard.batch_size)
-        return full + (1 if self._part_of(rest) else 0)
+        return full + (1 if self._part_of(rest) else 0) - self._options.start
 
     def __iter__(self) -> Iterator[CTRBatch]:
         if not self._options.num_workers:
@@ -110,16 +112,17 @@ class BatchLoader(Iterable[CTRBatch]):
         return self._options.shard.part_of(rows, drop_rest=self._options.train)
 
     def _batches(self, worker: int, num_workers: int) -> Iterator[CTRBatch]:
-        """The batches of this rank whose number is ``worker`` modulo ``num_workers``."""
+        """From the start on, this rank's batches of numbers ``worker`` modulo ``num_workers``."""
         order = EpochOrder(
             self._store.num_rows,
             self._options.shard.batch_size,
             self._options.window_rows,
             self._options.shuffle_seed,
         )
-        numbers = count()
+        numbers = count(-self._options.start)
         for window in order.windows():
-            shares = [s for s in self._shares(window) if next(numbers) % num_workers == worker]
+            numbered = zip(self._shares(window), numbers, strict=False)
+            shares = [s for s, n in numbered if n >= 0 and n % num_workers == worker]
             if not shares:
                 continue
             loaded, position = gather(self._store, np.concatenate([rows for rows, _ in shares]))

@@ -90,13 +90,14 @@ class DataSource:
         """Whether there is data for ``"train"``, ``"valid"`` or ``"test"``."""
         return split in self._prepared.stores
 
-    def loader(self, split: str, *, epoch: int = 0) -> BatchLoader:
+    def loader(self, split: str, *, epoch: int = 0, start: int = 0) -> BatchLoader:
         """The batches of this rank.
 
         Args:
             split (str): ``"train"``, ``"valid"`` or ``"test"``. Only ``"train"`` is shuffled and
                 cut to equal parts; the others are complete, in file order, and padded.
             epoch (int): decides the order of ``"train"``, with the seed.
+            start (int): number of the first batch, for going on within an epoch.
 
         Returns:
             BatchLoader: as many batches on every rank.
@@ -106,7 +107,7 @@ class DataSource:
         """
         if not self.has_split(split):
             raise ConfigError(f"data.{split}: required, but not given")
-        options = self._train if split == "train" else self._evaluation
+        options = replace(self._train if split == "train" else self._evaluation, start=start)
         if options.shuffle_seed is not None:
             options = replace(options, shuffle_seed=(*options.shuffle_seed, epoch))
         return BatchLoader(self._prepared.stores[split], self.features, options)
