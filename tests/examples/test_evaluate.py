@@ -1,0 +1,86 @@
+"""Scoring raw files from a checkpoint, without training data."""
+
+from __future__ import annotations
+
+import csv
+import random
+
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+pytestmark = [pytest.mark.slow, pytest.mark.multirank]
+
+COLUMNS = ["clicked", "price", "user", "item", "tags"]
+SCHEMA = (
+    "data.schema.label=clicked",
+    "data.schema.dense=[{name: price, transform: log}]",
+    "data.schema.categorical=[user, item]",
+    "data.schema.multi_valued=[tags]",
+    "data.schema.group=user",
+)
+
+
+def _write(path, rows, seed):
+    source = random.Random(seed)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for _ in range(rows):
+            user, item = source.randrange(20), source.randrange(30)
+            clicked = int(source.random() < 0.2 + 0.6 * ((user + item) % 2))
+            tags = "|".join(f"t{source.randrange(9)}" for _ in range(source.randrange(4)))
+            writer.writerow([clicked, source.choice(["", "1.5", "-3"]), f"u{user}", item, tags])
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(launch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tabular")
+    files = {
+        split: _write(folder / f"{split}.csv", rows, seed)
+        for seed, (split, rows) in enumerate({"train": 3000, "valid": 500, "test": 501}.items())
+    }
+    run = launch(
+        "data=tabular",
+        *(f"data.{split}={path}" for split, path in files.items()),
+        *SCHEMA,
+        "data.batch_size=128",
+        "model.num_experts=4",
+        f"output_dir={folder / 'out'}",
+        ranks=2,
+    )
+    assert run.result["test"]["samples"] == 501
+    files["train"].unlink()
+    return run.result, files["test"], folder / "out" / "checkpoints" / "best"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_scores_a_raw_file(trained, launch, tmp_path, ranks):
+    trained_result, test, checkpoint = trained
+    output = tmp_path / "scores" / "predictions.parquet"
+    result = launch(
+        f"checkpoint={checkpoint}",
+        f"data.test={test}",
+        f"predictions={output}",
+        "data.batch_size=64",
+        script="evaluate",
+        ranks=ranks,
+        TORCHREC_HILOMOE_CACHE=str(tmp_path / "cache"),
+    ).result
+    assert result["samples"] == 501
+    for metric in ("auc", "logloss", "gauc"):
+        assert result[metric] == pytest.approx(trained_result["test"][metric], abs=1e-5)
+    with test.open() as file:
+        labels = [int(row["clicked"]) for row in csv.DictReader(file)]
+    table = pq.read_table(output)
+    assert table["label"].to_pylist() == labels
+    assert roc_auc_score(labels, table["prediction"]) == pytest.approx(result["auc"], abs=1e-6)
+    assert log_loss(labels, table["prediction"]) == pytest.approx(result["logloss"], abs=1e-6)
+
+
+def test_no_checkpoint(launch, tmp_path):
+    run = launch(f"checkpoint={tmp_path}", "data.test=x.csv", script="evaluate")
+    assert run.code == 1
+    assert f"checkpoint: {tmp_path} is no checkpoint" in run.stderr
+    assert "Traceback" not in run.stderr
