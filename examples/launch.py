@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -17,7 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import distributed as dist
 
 from torchrec_hilomoe.errors import HiLoMoEError
-from torchrec_hilomoe.training import broadcast, init_process_group, is_main_rank, shutdown
+from torchrec_hilomoe.training import (
+    TrainingInterrupted,
+    broadcast,
+    init_process_group,
+    is_main_rank,
+    shutdown,
+)
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 
@@ -36,7 +43,7 @@ def launch(
     """
     warnings.filterwarnings("ignore", module="torchrec|torch.distributed")
     init_process_group()
-    started = broadcast(datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    started = _launch_time()
     OmegaConf.register_new_resolver("launch_time", lambda: started)
 
     @hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)
@@ -45,6 +52,10 @@ def launch(
         try:
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             result = task(cast(dict[str, Any], values), config)
+        except TrainingInterrupted as ended:
+            if is_main_rank():
+                print(ended, file=sys.stderr)
+            raise SystemExit(ended.exit_code) from None
         except (HiLoMoEError, OmegaConfBaseException) as error:
             print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr)
             raise SystemExit(1) from None
@@ -60,3 +71,14 @@ def launch(
     except SystemExit as ended:
         exit_code = ended.code if isinstance(ended.code, int) else 1
     shutdown(exit_code)
+
+
+def _launch_time() -> str:
+    """When the launch began, the same on every rank and after every restart by torchrun."""
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return broadcast(now)
+    # torchrun's own store outlives the workers: what the first attempt wrote is still there.
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    return store.compare_set("torchrec_hilomoe/launch_time", "", now).decode()

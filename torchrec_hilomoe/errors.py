@@ -17,3 +17,7 @@ class DataError(HiLoMoEError, ValueError):
 
 class TrainingError(HiLoMoEError, RuntimeError):
     """A training cannot go on."""
+
+
+class CheckpointError(HiLoMoEError, RuntimeError):
+    """A checkpoint cannot be written, or what is there is damaged."""

@@ -1,6 +1,7 @@
 """Training: stages, optimizers, sharding, checkpoints, metrics, and whole runs."""
 
 from torchrec_hilomoe.training.config import (
+    CheckpointConfig,
     OptimizerConfig,
     PartOptimizerConfig,
     ScheduleConfig,
@@ -15,6 +16,7 @@ from torchrec_hilomoe.training.distributed import (
     is_main_rank,
     shutdown,
 )
+from torchrec_hilomoe.training.interruption import TrainingInterrupted
 from torchrec_hilomoe.training.loop import Trainer
 from torchrec_hilomoe.training.metrics import Predictions, grouped_auc
 from torchrec_hilomoe.training.optimizers import StageOptimizer, part_parameters
@@ -26,6 +28,7 @@ from torchrec_hilomoe.training.stages import enter_stage
 from torchrec_hilomoe.training.tables import init_tables, make_tables
 
 __all__ = [
+    "CheckpointConfig",
     "LearningRateSchedule",
     "OptimizerConfig",
     "PartOptimizerConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "TableOptimizerConfig",
     "Trainer",
     "TrainingConfig",
+    "TrainingInterrupted",
     "broadcast",
     "build_sharded",
     "enter_stage",

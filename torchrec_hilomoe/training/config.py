@@ -1,8 +1,9 @@
-"""Configuration of a training run: stages, optimizers, schedule, sharding."""
+"""Configuration of a training run: stages, optimizers, schedule, sharding, checkpoints."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -95,6 +96,7 @@ class TrainingConfig:
         gradient_clip_norm (float | None): clip the global norm of all dense gradients. Fused
             table gradients never exist as tensors and are not clipped.
         log_every (int): batches between two records of the loss.
+        timeout_minutes (float): ranks that wait so long for another one end with an error.
     """
 
     __pydantic_config__ = STRICT
@@ -107,6 +109,7 @@ class TrainingConfig:
     early_stopping_patience: Positive | None = None
     gradient_clip_norm: Annotated[float, Field(gt=0)] | None = None
     log_every: Positive = 20
+    timeout_minutes: Annotated[float, Field(gt=0)] = 10.0
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -200,3 +203,33 @@ class ShardingConfig:
     __pydantic_config__ = STRICT
 
     type: ShardingType = "auto"
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are written, how many are kept, and what a run starts from.
+
+    Besides the times given here one is written at the end of each stage, at each new best valid
+    AUC, and on SIGTERM and SIGINT.
+
+    Attributes:
+        resume (str): ``auto``: go on from the newest whole checkpoint in the output folder, if
+            there is one; ``never``: begin anew and replace what is there; or the path of a
+            checkpoint to go on from.
+        warm_start (Path | None): a checkpoint whose weights, and nothing else, a new run starts
+            from. Not read by a run that resumes.
+        strict (bool): a warm start fails if weights are missing, unexpected or of another shape;
+            else they are reported.
+        every_batches (int | None): batches between two checkpoints.
+        every_minutes (float | None): minutes between two checkpoints, by rank 0's clock.
+        keep_last (int): so many are kept, and the best one.
+    """
+
+    __pydantic_config__ = STRICT
+
+    resume: str = "auto"
+    warm_start: Path | None = None
+    strict: bool = True
+    every_batches: Positive | None = None
+    every_minutes: Annotated[float, Field(gt=0)] | None = 15.0
+    keep_last: Positive = 2

@@ -16,8 +16,8 @@ from torchrec_hilomoe.errors import HiLoMoEError
 
 T = TypeVar("T")
 
-# Rank 0 may encode a large data set while the others wait.
-_PREPARATION_TIMEOUT = timedelta(hours=24)
+#: For `agree`: one rank may encode a large data set while the others wait.
+PREPARATION_TIMEOUT = timedelta(hours=24)
 
 
 def init_process_group() -> torch.device:
@@ -82,14 +82,26 @@ def broadcast(value: T) -> T:
     return holder[0]
 
 
-def agree(work: Callable[[], T]) -> T:
+def set_timeout(timeout: timedelta) -> None:
+    """Sets how long ranks wait for each other before they end with an error.
+
+    Args:
+        timeout (timedelta): for every later collective of the process group.
+    """
+    # torch has no public setter; torchtitan uses this one too.
+    dist.distributed_c10d._set_pg_timeout(timeout, dist.group.WORLD)
+
+
+def agree(work: Callable[[], T], timeout: timedelta | None = None) -> T:
     """Runs ``work`` on every rank; if any rank fails, all raise that rank's error.
 
     For work that may fail on one rank alone (a file is missing on one host): no rank goes on to
     a collective in which it would wait for ranks that are gone.
 
     Args:
-        work (Callable[[], T]): without collectives inside; may take hours.
+        work (Callable[[], T]): without collectives inside.
+        timeout (timedelta | None): how long the slowest rank may take; None for the process
+            group's own timeout.
 
     Returns:
         T: this rank's result.
@@ -103,10 +115,11 @@ def agree(work: Callable[[], T]) -> T:
         result = work()
     except HiLoMoEError as caught:
         error = caught
-    group = dist.new_group(backend="gloo", timeout=_PREPARATION_TIMEOUT)
+    group = dist.new_group(backend="gloo", timeout=timeout) if timeout else None
     errors: list[HiLoMoEError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, error, group=group)
-    dist.destroy_process_group(group)
+    if group is not None:
+        dist.destroy_process_group(group)
     first = next((e for e in errors if e is not None), None)
     if first is not None:
         raise error or first

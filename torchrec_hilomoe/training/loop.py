@@ -1,4 +1,4 @@
-"""The training loop: stages, segments between evaluations, best weights."""
+"""The training loop: stages, segments between evaluations and saves, best weights."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,42 +13,28 @@ from torch import distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from torchrec_hilomoe.data import CTRBatch, DataSource
+from torchrec_hilomoe.data import DataSource
 from torchrec_hilomoe.errors import ConfigError, TrainingError
-from torchrec_hilomoe.training.checkpoint import CheckpointFolder
+from torchrec_hilomoe.training.checkpoint import RunCheckpoints
 from torchrec_hilomoe.training.config import OptimizerConfig, StageConfig, TrainingConfig
 from torchrec_hilomoe.training.evaluation import predict
+from torchrec_hilomoe.training.interruption import TrainingInterrupted, Watch
 from torchrec_hilomoe.training.optimizers import StageOptimizer
+from torchrec_hilomoe.training.progress import Progress
 from torchrec_hilomoe.training.recorder import Recorder
 from torchrec_hilomoe.training.schedule import LearningRateSchedule
 from torchrec_hilomoe.training.stages import enter_stage, has_experts, set_train_mode, unwrap
+from torchrec_hilomoe.training.stream import BatchStream
 
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, Any]
 
 
-@dataclass
-class Progress:
-    """Where a run stands.
-
-    Attributes:
-        step (int): global batches trained.
-        samples (int): samples trained, over all ranks.
-        seconds (float): time spent on training batches, evaluations excluded.
-        best_auc (float): best valid AUC so far.
-        stages (dict): per stage, its batches and its valid AUC before and after.
-    """
-
-    step: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    best_auc: float = -math.inf
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
 class Trainer:
     """Trains a sharded model through the stages of a `TrainingConfig`.
+
+    Goes on where the checkpoint stands that ``checkpoints`` resumes.
 
     Args:
         model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`, tables initialised.
@@ -58,8 +42,11 @@ class Trainer:
         config (TrainingConfig): stages and schedule.
         optimizers (OptimizerConfig): one for each part.
         dense_tables (bool): the tables have whole-table gradients.
-        checkpoints (CheckpointFolder): takes ``best`` and ``last``.
+        checkpoints (RunCheckpoints): takes ``best`` and ``last``.
         recorder (Recorder): takes losses and metrics.
+
+    Attributes:
+        progress (Progress): where the run stands.
     """
 
     def __init__(
@@ -69,10 +56,11 @@ class Trainer:
         config: TrainingConfig,
         optimizers: OptimizerConfig,
         dense_tables: bool,
-        checkpoints: CheckpointFolder,
+        checkpoints: RunCheckpoints,
         recorder: Recorder,
     ) -> None:
-        self.progress = Progress()
+        resumed = checkpoints.resumed
+        self.progress = resumed.progress if resumed else Progress()
         self._model = model
         self._data = data
         self._config = config
@@ -80,33 +68,53 @@ class Trainer:
         self._dense_tables = dense_tables
         self._checkpoints = checkpoints
         self._recorder = recorder
-        self._stream = BatchStream(data)
+        self._watch = Watch(checkpoints.config.every_minutes)
+        self._stream = BatchStream(data, self.progress.epoch, self.progress.position)
         self._stages = self._runnable_stages()
         total = sum(self._stage_batches(stage) for stage in self._stages.values())
-        self._schedule = LearningRateSchedule(config.schedule, total)
+        self._schedule = LearningRateSchedule(config.schedule, total, self.progress.plateau)
+        self._to_restore = resumed is not None
+        self._saved_step = self.progress.step
 
     def run(self) -> None:
-        """Runs all stages, then loads the best weights where there is a valid split.
+        """Runs all stages that are left, then loads the best weights.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingInterrupted: SIGTERM or SIGINT came, and a checkpoint was written.
+            HiLoMoEError: the loss is not finite, or a checkpoint cannot be written.
         """
-        metrics = self._evaluate()
-        for name, stage in self._stages.items():
-            before = metrics.get("auc")
-            start = self.progress.step
-            metrics = self._run_stage(name, stage)
-            self.progress.stages[name] = {
-                "batches": self.progress.step - start,
-                "valid_auc_before": before,
-                "valid_auc_after": metrics.get("auc"),
-            }
-        links = ["last"] if self._data.has_split("valid") else ["last", "best"]
-        self._checkpoints.save(self._model, self.progress.step, *links)
-        self._checkpoints.load_weights(self._model, "best")
+        names = list(self._stages)
+        first = names.index(self.progress.stage) if self.progress.stage else 0
+        if not self.progress.finished:
+            with self._watch:
+                for name, following in zip(names[first:], [*names[first + 1 :], None], strict=True):
+                    self._run_stage(name, following)
+        self._checkpoints.load_best(self._model)
 
-    def _run_stage(self, name: str, stage: StageConfig) -> Metrics:
-        """Trains one stage, segment by segment; returns the last evaluation."""
+    def _run_stage(self, name: str, following: str | None) -> None:
+        """Trains one stage, or what is left of it; between segments it evaluates and saves."""
+        stage = self._stages[name]
+        planned = self._stage_batches(stage)
+        optimizer = self._enter(name, stage)
+        self._recorder.stage_begins(name, planned, self.progress.stage_step)
+        while True:
+            due = self.progress.evaluation_due and not self._watch.signal
+            improved = self._evaluate() if due else False
+            over = self._is_over(planned)
+            if over:
+                self._end_stage(name, following)
+            if over or improved or self._save_due():
+                self._save(None if over else optimizer, improved)
+            if self._watch.signal:
+                raise TrainingInterrupted(self._watch.signal)
+            if over:
+                break
+            self._run_segment(name, planned, optimizer)
+        self._recorder.stage_ends()
+
+    def _enter(self, name: str, stage: StageConfig) -> StageOptimizer:
+        """Freezes and thaws, and restores the state of the run that is continued."""
+        self.progress.stage = name
         enter_stage(self._model, stage)
         optimizer = StageOptimizer(
             self._model,
@@ -115,32 +123,51 @@ class Trainer:
             self._dense_tables,
             self._config.gradient_clip_norm,
         )
-        remaining = self._stage_batches(stage)
-        self._recorder.stage_begins(name, remaining)
-        since_best, metrics = 0, Metrics()
-        while remaining:
-            batches = min(remaining, self._stream.until_evaluation(self._config))
-            self._run_segment(batches, stage, optimizer)
-            remaining -= batches
-            metrics = self._evaluate()
-            if not metrics:
-                continue
-            improved = self._keep_if_best(metrics)
-            self._schedule.evaluated(improved)
-            since_best = 0 if improved else since_best + 1
-            if since_best == self._config.early_stopping_patience:
-                logger.info("%s: stopped early after %d evaluations", name, since_best)
-                break
-        self._recorder.stage_ends()
-        return metrics
+        if self._to_restore:
+            self._checkpoints.restore(self._model, optimizer)
+            self._to_restore = False
+        return optimizer
 
-    def _run_segment(self, batches: int, stage: StageConfig, optimizer: StageOptimizer) -> None:
-        """Trains on the next batches through one pipeline, which it leaves empty."""
+    def _is_over(self, planned: int) -> bool:
+        if self.progress.evaluation_due:
+            return False
+        stopped = self.progress.since_best == self._config.early_stopping_patience
+        if stopped:
+            logger.info("stopped early after %d evaluations", self.progress.since_best)
+        return stopped or self.progress.stage_step >= planned
+
+    def _end_stage(self, name: str, following: str | None) -> None:
+        progress = self.progress
+        progress.stages[name]["valid_auc_after"] = progress.valid_auc
+        progress.stage = following
+        progress.stage_step = progress.since_best = 0
+        progress.finished = following is None
+
+    def _run_segment(self, name: str, planned: int, optimizer: StageOptimizer) -> None:
+        """Trains to the next evaluation, save or pause, through a pipeline that it leaves empty."""
+        progress, stage = self.progress, self._stages[name]
+        report = progress.stages.setdefault(
+            name,
+            {"batches": 0, "valid_auc_before": progress.valid_auc, "valid_auc_after": None},
+        )
+        to_evaluation = min(
+            planned - progress.stage_step,
+            self._stream.until_evaluation(self._config.evaluations_per_epoch),
+        )
+        every = self._checkpoints.config.every_batches
+        batches = min(to_evaluation, every - progress.step % every) if every else to_evaluation
+        trained = self._train(batches, stage, optimizer)
+        progress.stage_step += trained
+        report["batches"] = progress.stage_step
+        progress.evaluation_due = trained == to_evaluation
+        progress.epoch, progress.position = self._stream.epoch, self._stream.position
+
+    def _train(self, batches: int, stage: StageConfig, optimizer: StageOptimizer) -> int:
+        """Trains on so many batches, fewer if a pause interrupts them; returns how many."""
         set_train_mode(self._model, stage)
-        device = self._model.device
-        pipeline = TrainPipelineSparseDist(self._model, optimizer, device)
-        iterator = itertools.islice(self._stream, batches)
-        began = time.perf_counter()
+        pipeline = TrainPipelineSparseDist(self._model, optimizer, self._model.device)
+        iterator = itertools.islice(self._watch.until_pause(self._stream), batches)
+        began, first = time.perf_counter(), self.progress.step
         while True:
             optimizer.factor = self._schedule.factor(self.progress.step)
             try:
@@ -152,6 +179,7 @@ class Trainer:
             self._record(output, optimizer)
         pipeline.detach()
         self.progress.seconds += time.perf_counter() - began
+        return self.progress.step - first
 
     def _record(self, output: Any, optimizer: StageOptimizer) -> None:
         if self.progress.step % self._config.log_every:
@@ -173,13 +201,29 @@ class Trainer:
             self.progress.step,
         )
 
-    def _evaluate(self) -> Metrics:
-        """Evaluates on valid; empty without a valid split."""
+    def _evaluate(self) -> bool:
+        """Evaluates on valid, unless a signal interrupts it; returns whether it is a new best."""
+        progress = self.progress
         if not self._data.has_split("valid"):
-            return {}
-        metrics = self.evaluate("valid")
-        self._recorder.scalars("valid", metrics, self.progress.step)
-        return metrics
+            progress.evaluation_due = False
+            return False
+        batches = self._watch.until_signal(self._batches("valid"))
+        predictions = predict(self._model, batches, self._model.device)
+        if self._watch.signal:
+            return False
+        progress.evaluation_due = False
+        metrics = predictions.compute()
+        self._recorder.scalars("valid", metrics, progress.step)
+        progress.valid_auc = auc = metrics["auc"]
+        if not progress.step:
+            return False
+        improved = auc is not None and (progress.best_auc is None or auc > progress.best_auc)
+        if improved:
+            progress.best_auc = auc
+        self._schedule.evaluated(improved)
+        progress.plateau = self._schedule.plateau
+        progress.since_best = 0 if improved else progress.since_best + 1
+        return improved
 
     def evaluate(self, split: str) -> Metrics:
         """Evaluates the present weights.
@@ -190,16 +234,24 @@ class Trainer:
         Returns:
             dict: as `Predictions.compute`.
         """
-        batches = itertools.islice(self._data.loader(split), self._config.max_eval_batches)
-        return predict(self._model, batches, self._model.device).compute()
+        return predict(self._model, self._batches(split), self._model.device).compute()
 
-    def _keep_if_best(self, metrics: Metrics) -> bool:
-        auc = metrics["auc"]
-        if auc is None or auc <= self.progress.best_auc:
-            return False
-        self.progress.best_auc = auc
-        self._checkpoints.save(self._model, self.progress.step, "best")
-        return True
+    def _batches(self, split: str) -> itertools.islice:
+        return itertools.islice(self._data.loader(split), self._config.max_eval_batches)
+
+    def _save_due(self) -> bool:
+        if self._watch.save_due or self._watch.signal:
+            return True
+        every = self._checkpoints.config.every_batches
+        step = self.progress.step
+        return every is not None and step % every == 0 and step != self._saved_step
+
+    def _save(self, optimizer: StageOptimizer | None, best: bool) -> None:
+        # Without a valid AUC the last weights are the best known.
+        best = best or (self.progress.finished and self.progress.best_auc is None)
+        self._checkpoints.save(self._model, optimizer, self.progress, best)
+        self._saved_step = self.progress.step
+        self._watch.saved()
 
     def _runnable_stages(self) -> dict[str, StageConfig]:
         """Leaves out stages in which the model has nothing to learn."""
@@ -220,41 +272,3 @@ class Trainer:
         epochs = stage.epochs or 0.0  # exactly one of the two is given
         batches = stage.batches or max(1, round(epochs * self._stream.batches_per_epoch))
         return min(batches, self._config.max_train_batches or batches)
-
-
-class BatchStream(Iterator[CTRBatch]):
-    """The training batches of this rank, epoch after epoch without end.
-
-    Args:
-        data (DataSource): with a train split.
-
-    Attributes:
-        epoch (int): the epoch of the next batch.
-        position (int): batches of that epoch already taken.
-        batches_per_epoch (int): the same on every rank.
-    """
-
-    def __init__(self, data: DataSource) -> None:
-        self._data = data
-        self.epoch = 0
-        self.position = 0
-        self._loader = data.loader("train", epoch=0)
-        self.batches_per_epoch = len(self._loader)
-        self._iterator = iter(self._loader)
-
-    def __next__(self) -> CTRBatch:
-        if self.position == self.batches_per_epoch:
-            self.epoch += 1
-            self.position = 0
-            self._iterator = iter(self._data.loader("train", epoch=self.epoch))
-        self.position += 1
-        return next(self._iterator)
-
-    def until_evaluation(self, config: TrainingConfig) -> int:
-        """Batches from here to the next evaluation point of the epoch."""
-        position = self.position % self.batches_per_epoch
-        marks = (
-            math.ceil(self.batches_per_epoch * i / config.evaluations_per_epoch)
-            for i in range(1, config.evaluations_per_epoch + 1)
-        )
-        return next(mark - position for mark in marks if mark > position)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingType
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
 from torchrec_hilomoe.modules import parameter_part
 from torchrec_hilomoe.training.config import (
@@ -82,7 +82,8 @@ class StageOptimizer:
         self._clip = gradient_clip_norm
         self._rates: list[tuple[dict, float]] = []
         self._l2: list[tuple[list[nn.Parameter], float]] = []
-        self._optimizers: list[tuple[str, torch.optim.Optimizer]] = []
+        self._optimizers: list[tuple[str, KeyedOptimizer]] = []
+        self._dense: list[tuple[str, KeyedOptimizer]] = []
         sharded = _sharded_names(model)
         self._sharded: list[nn.Parameter] = []
         self._replicated: list[nn.Parameter] = []
@@ -94,14 +95,16 @@ class StageOptimizer:
             if part == "tables" and not dense_tables:
                 self._add("tables", model.fused_optimizer, rate)
             elif parameters:
-                self._add(part, _dense_optimizer(parameters, own), rate)
+                optimizer = _dense_optimizer(parameters, own)
+                self._add(part, optimizer, rate)
+                self._dense.append((part, optimizer))
                 self._l2.append((list(parameters.values()), own.l2))
                 for name, parameter in parameters.items():
                     (self._sharded if name in sharded else self._replicated).append(parameter)
         self._combined = CombinedOptimizer(self._optimizers)
         self._needs_shard_norm = bool(sharded) and dense_tables and "tables" in stage.train
 
-    def _add(self, part: str, optimizer: torch.optim.Optimizer, rate: float) -> None:
+    def _add(self, part: str, optimizer: KeyedOptimizer, rate: float) -> None:
         self._optimizers.append((part, optimizer))
         self._rates.extend((group, rate) for group in optimizer.param_groups)
 
@@ -122,6 +125,29 @@ class StageOptimizer:
         for group, rate in self._rates:
             group["lr"] = rate * self.factor
         self._combined.zero_grad(set_to_none)
+
+    def dense_state(self) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
+        """The dense optimizers' state by part, parameter and name; the tensors themselves."""
+        return {part: optimizer.state_dict()["state"] for part, optimizer in self._dense}
+
+    def init_state(
+        self, keep: Callable[[str, str], bool]
+    ) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
+        """Makes the state that optimizers otherwise make at their first step, to be loaded into.
+
+        Args:
+            keep (Callable[[str, str], bool]): whether the parameter of a part had a state.
+
+        Returns:
+            dict: as `dense_state`.
+        """
+        for part, optimizer in self._dense:
+            optimizer.init_state()
+            optimizer.zero_grad(set_to_none=True)
+            for name, parameter in optimizer.params.items():
+                if not keep(part, name):
+                    optimizer.state.pop(parameter, None)
+        return self.dense_state()
 
     def step(self) -> None:
         """Adds the L2 gradients, clips, and steps every optimizer."""

@@ -26,16 +26,18 @@ class Recorder:
         self._writer = SummaryWriter(str(folder / "tensorboard")) if is_main_rank() else None
         self._bar: tqdm | None = None
 
-    def stage_begins(self, name: str, batches: int) -> None:
+    def stage_begins(self, name: str, batches: int, done: int = 0) -> None:
         """Opens the bar of a stage.
 
         Args:
             name (str): the stage.
             batches (int): its planned length.
+            done (int): batches that were trained before the run was resumed.
         """
         if self._writer is not None:
             self._bar = tqdm(
                 total=batches * self._batch_size,
+                initial=done * self._batch_size,
                 desc=name,
                 unit=" samples",
                 unit_scale=True,

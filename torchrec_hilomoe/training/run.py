@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
@@ -22,16 +26,24 @@ from torchrec_hilomoe.models import (
     ModelConfig,
     build_model,
     import_plugins,
+    model_config_dict,
     parse_model_config,
 )
-from torchrec_hilomoe.training.checkpoint import CheckpointFolder
+from torchrec_hilomoe.training.checkpoint import RunCheckpoints
 from torchrec_hilomoe.training.config import (
+    CheckpointConfig,
     OptimizerConfig,
     ShardingConfig,
     TableOptimizerConfig,
     TrainingConfig,
 )
-from torchrec_hilomoe.training.distributed import agree, init_process_group, is_main_rank
+from torchrec_hilomoe.training.distributed import (
+    PREPARATION_TIMEOUT,
+    agree,
+    init_process_group,
+    is_main_rank,
+    set_timeout,
+)
 from torchrec_hilomoe.training.loop import Trainer
 from torchrec_hilomoe.training.recorder import Recorder
 from torchrec_hilomoe.training.sharding import shard_model, uses_dense_kernel
@@ -51,6 +63,7 @@ class RunConfig:
         sharding (ShardingConfig): how the tables are spread.
         seed (int): of initialisation, shuffling and dropout.
         output_dir (Path): the run's folder, the same on every rank.
+        checkpoint (CheckpointConfig): when checkpoints are written and what the run starts from.
     """
 
     data: DataConfig
@@ -59,6 +72,15 @@ class RunConfig:
     optimizer: OptimizerConfig
     sharding: ShardingConfig
     seed: int
+    output_dir: Path
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+@dataclass
+class _Scalars:
+    """The keys of a run that stand in no group."""
+
+    seed: Annotated[int, Field(ge=0)]
     output_dir: Path
 
 
@@ -78,22 +100,23 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
     values = dict(values)
     import_plugins(values.pop("plugins", None) or [])
     known = ("data", "model", "training", "optimizer", "sharding", "seed", "output_dir")
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(set(values) - {*known, "checkpoint"})
     if unknown:
         raise ConfigError(
-            f"{unknown[0]}: unknown key. Known keys: {', '.join((*known, 'plugins'))}"
+            f"{unknown[0]}: unknown key. Known keys: {', '.join((*known, 'checkpoint', 'plugins'))}"
         )
     missing = [key for key in known if values.get(key) is None]
     if missing:
         raise ConfigError(f"{missing[0]}: required, but not given")
+    scalars = {key: values[key] for key in ("seed", "output_dir")}
     return RunConfig(
         data=parse_config(DataConfig, values["data"], "data"),
         model=parse_model_config(values["model"]),
         training=parse_config(TrainingConfig, values["training"], "training"),
         optimizer=parse_config(OptimizerConfig, values["optimizer"], "optimizer"),
         sharding=parse_config(ShardingConfig, values["sharding"], "sharding"),
-        seed=int(values["seed"]),
-        output_dir=Path(values["output_dir"]),
+        **dataclasses.asdict(parse_config(_Scalars, scalars)),
+        checkpoint=parse_config(CheckpointConfig, values.get("checkpoint") or {}, "checkpoint"),
     )
 
 
@@ -113,11 +136,20 @@ def train(config: RunConfig) -> dict[str, Any]:
         HiLoMoEError: configuration or data cannot be used; raised on every rank.
     """
     device = init_process_group()
+    set_timeout(timedelta(minutes=config.training.timeout_minutes))
     rank, world_size = dist.get_rank(), dist.get_world_size()
     data = agree(
         lambda: open_data(
             config.data, rank=rank, world_size=world_size, seed=config.seed, progress=rank == 0
-        )
+        ),
+        PREPARATION_TIMEOUT,
+    )
+    checkpoints = RunCheckpoints(
+        config.output_dir / "checkpoints",
+        config.checkpoint,
+        config.model,
+        data,
+        _plain(config) | {"features": dataclasses.asdict(data.features)},
     )
     model = build_sharded(
         config.model, data.features, config.sharding, config.optimizer.tables, config.seed, device
@@ -130,7 +162,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         config.training,
         config.optimizer,
         uses_dense_kernel(config.sharding, config.optimizer.tables),
-        CheckpointFolder(config.output_dir / "checkpoints", config.model, data),
+        checkpoints,
         recorder,
     )
     trainer.run()
@@ -195,6 +227,13 @@ def _summary(
         "data_report": data.report,
         "output_dir": str(config.output_dir),
     }
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as JSON holds it."""
+    values = dataclasses.asdict(config) | {"model": model_config_dict(config.model)}
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

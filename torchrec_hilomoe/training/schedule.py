@@ -16,6 +16,10 @@ class LearningRateSchedule:
     Args:
         config (ScheduleConfig): which schedule.
         total_steps (int): planned steps of the whole run, for the decays.
+        plateau (float): what ``plateau`` has come to in a run that is continued.
+
+    Attributes:
+        plateau (float): the factor that ``plateau`` has come to.
 
     Example:
         >>> schedule = LearningRateSchedule(ScheduleConfig("linear", warmup_batches=2), 10)
@@ -23,10 +27,10 @@ class LearningRateSchedule:
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """
 
-    def __init__(self, config: ScheduleConfig, total_steps: int) -> None:
+    def __init__(self, config: ScheduleConfig, total_steps: int, plateau: float = 1.0) -> None:
         self._config = config
         self._total_steps = total_steps
-        self._plateau = 1.0
+        self.plateau = plateau
 
     def factor(self, step: int) -> float:
         """The factor for a step.
@@ -39,14 +43,14 @@ class LearningRateSchedule:
         """
         warmup = self._config.warmup_batches
         if step < warmup:
-            return self._plateau * (step + 1) / warmup
+            return self.plateau * (step + 1) / warmup
         progress = min(1.0, (step - warmup) / max(1, self._total_steps - warmup))
         low = self._config.final_factor
         if self._config.name == "linear":
             return low + (1 - low) * (1 - progress)
         if self._config.name == "cosine":
             return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
-        return self._plateau
+        return self.plateau
 
     def evaluated(self, improved: bool) -> None:
         """Takes the outcome of an evaluation; matters to ``plateau``.
@@ -55,4 +59,4 @@ class LearningRateSchedule:
             improved (bool): whether the valid AUC was a new best.
         """
         if self._config.name == "plateau" and not improved:
-            self._plateau *= self._config.plateau_factor
+            self.plateau *= self._config.plateau_factor

@@ -15,9 +15,19 @@ from torch import distributed as dist
 from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.data import open_encoded
 from torchrec_hilomoe.errors import ConfigError
-from torchrec_hilomoe.training.checkpoint import load_weights, read_info
+from torchrec_hilomoe.training.checkpoint import (
+    WEIGHTS,
+    load_weights,
+    read_info,
+    verify_on_all_ranks,
+)
 from torchrec_hilomoe.training.config import ShardingConfig, TableOptimizerConfig
-from torchrec_hilomoe.training.distributed import agree, init_process_group, is_main_rank
+from torchrec_hilomoe.training.distributed import (
+    PREPARATION_TIMEOUT,
+    agree,
+    init_process_group,
+    is_main_rank,
+)
 from torchrec_hilomoe.training.evaluation import predict
 from torchrec_hilomoe.training.metrics import Predictions
 from torchrec_hilomoe.training.run import build_sharded
@@ -79,6 +89,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     device = init_process_group()
     rank, world_size = dist.get_rank(), dist.get_world_size()
     info = agree(lambda: read_info(config.checkpoint))
+    verify_on_all_ranks(config.checkpoint)
     data = agree(
         lambda: open_encoded(
             info.encoder,
@@ -89,12 +100,13 @@ def score(config: ScoreConfig) -> dict[str, Any]:
             on_bad_row=config.data.on_bad_row,
             cache_dir=config.data.cache_dir,
             progress=rank == 0,
-        )
+        ),
+        PREPARATION_TIMEOUT,
     )
     model = build_sharded(
         info.model, info.features, config.sharding, TableOptimizerConfig(), seed=0, device=device
     )
-    load_weights(model, config.checkpoint)
+    load_weights(model, config.checkpoint / WEIGHTS)
     predictions = predict(model, data.loader("test"), device)
     metrics = predictions.compute()
     if config.predictions is not None:

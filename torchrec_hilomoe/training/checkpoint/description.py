@@ -1,0 +1,120 @@
+"""What a checkpoint says of itself: the model, the data's features, the run and where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchrec_hilomoe.config import parse_config
+from torchrec_hilomoe.data import FeatureSpec, SparseFeature
+from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.models import ModelConfig, model_config_dict, parse_model_config
+from torchrec_hilomoe.training.progress import Progress
+
+WEIGHTS = "weights"
+ENCODER = "encoder"
+_MODEL_FILE = "model.json"
+_RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says of its model.
+
+    Attributes:
+        model (ModelConfig): the architecture.
+        features (FeatureSpec): the features it was trained on.
+        encoder (Path): folder of the saved schema and vocabularies.
+    """
+
+    model: ModelConfig
+    features: FeatureSpec
+    encoder: Path
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a checkpoint says of its run.
+
+    Attributes:
+        config (dict[str, Any]): the run's configuration as JSON holds it.
+        world_size (int): number of ranks that wrote it.
+        progress (Progress): where the run stood.
+    """
+
+    config: dict[str, Any]
+    world_size: int
+    progress: Progress
+
+
+def write_info(checkpoint: Path, model: ModelConfig, features: FeatureSpec) -> None:
+    """Writes what scoring needs to know.
+
+    Args:
+        checkpoint (Path): folder of the checkpoint.
+        model (ModelConfig): the architecture.
+        features (FeatureSpec): the features of the data.
+    """
+    content = {"model": model_config_dict(model), "features": dataclasses.asdict(features)}
+    (checkpoint / _MODEL_FILE).write_text(json.dumps(content, indent=2))
+
+
+def read_info(checkpoint: Path) -> CheckpointInfo:
+    """Reads what model a checkpoint holds.
+
+    Args:
+        checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/best``.
+
+    Returns:
+        CheckpointInfo: architecture, features, encoder.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    content = _read(checkpoint, _MODEL_FILE)
+    features = FeatureSpec(
+        dense=tuple(content["features"]["dense"]),
+        sparse=tuple(SparseFeature(**feature) for feature in content["features"]["sparse"]),
+    )
+    return CheckpointInfo(parse_model_config(content["model"]), features, checkpoint / ENCODER)
+
+
+def write_run(checkpoint: Path, run: RunInfo) -> None:
+    """Writes what resuming needs to know.
+
+    Args:
+        checkpoint (Path): folder of the checkpoint.
+        run (RunInfo): the run.
+    """
+    (checkpoint / _RUN_FILE).write_text(json.dumps(dataclasses.asdict(run), indent=2))
+
+
+def read_run(checkpoint: Path) -> RunInfo:
+    """Reads where a run stood.
+
+    Args:
+        checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/last``.
+
+    Returns:
+        RunInfo: configuration, world size, progress.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    content = _read(checkpoint, _RUN_FILE)
+    progress = parse_config(Progress, content["progress"], f"{checkpoint / _RUN_FILE}: progress")
+    return RunInfo(content["config"], content["world_size"], progress)
+
+
+def _read(checkpoint: Path, name: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((checkpoint / name).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"checkpoint: {checkpoint} is no checkpoint of this library ({error}); name a folder "
+            "such as OUTPUT_DIR/checkpoints/best"
+        ) from None
+    return content

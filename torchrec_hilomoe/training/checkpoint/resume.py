@@ -1,0 +1,114 @@
+"""From which checkpoint a run goes on, and whether it may."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import distributed as dist
+
+from torchrec_hilomoe.errors import CheckpointError, ConfigError
+from torchrec_hilomoe.training.checkpoint.description import RunInfo
+from torchrec_hilomoe.training.checkpoint.folder import checkpoints_in
+from torchrec_hilomoe.training.checkpoint.integrity import verify
+from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank
+
+logger = logging.getLogger(__name__)
+
+# What a run may change and still be the same run.
+_FREE = ("checkpoint", "sharding", "output_dir", "data.cache_dir", "data.num_workers",
+         "training.log_every", "training.timeout_minutes")  # fmt: skip
+# Without these the saved position means nothing.
+_FIXED = ("model", "seed", "features", "data.batch_size", "data.shuffle", "data.shuffle_buffer")
+
+
+def resume_point(resume: str, folder: Path) -> Path | None:
+    """Finds the checkpoint to resume. Every rank must call it.
+
+    Args:
+        resume (str): ``auto``: the newest whole one in ``folder``; ``never``: none; or the path
+            of a checkpoint.
+        folder (Path): the run's checkpoints.
+
+    Returns:
+        Path | None: verified; None to start from the beginning.
+
+    Raises:
+        CheckpointError: the checkpoint at the given path is damaged.
+    """
+    if resume == "never":
+        return None
+    if resume != "auto":
+        path = Path(resume).resolve()
+        verify_on_all_ranks(path)
+        return path
+    candidates = broadcast(checkpoints_in(folder) if is_main_rank() else [])
+    for path in reversed(candidates):
+        try:
+            verify_on_all_ranks(path)
+        except CheckpointError as error:
+            if is_main_rank():
+                logger.warning("%s; trying the one before it", error)
+            continue
+        return path
+    if candidates and is_main_rank():
+        logger.warning("%s holds no whole checkpoint: starting from the beginning", folder)
+    return None
+
+
+def verify_on_all_ranks(checkpoint: Path) -> None:
+    """Checks that a checkpoint is whole; the ranks share the reading. Every rank must call it.
+
+    Args:
+        checkpoint (Path): its folder.
+
+    Raises:
+        CheckpointError: it is not; raised on every rank.
+    """
+    agree(lambda: verify(checkpoint, dist.get_rank(), dist.get_world_size()))
+
+
+def check_same_run(saved: RunInfo, config: Mapping[str, Any], explicit: bool) -> None:
+    """Refuses to continue what is another run.
+
+    Args:
+        saved (RunInfo): of the checkpoint.
+        config (Mapping[str, Any]): of this run, as `RunInfo.config`.
+        explicit (bool): the checkpoint was named by the user, who may then change what the run
+            does from here on, though not the model or what the position in the data means.
+
+    Raises:
+        ConfigError: names the keys that differ.
+    """
+    old, new = dict(_flat(saved.config)), dict(_flat(config))
+    changed = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _under(key, _FREE)
+    ]
+    fixed = [key for key in changed if _under(key, _FIXED)]
+    if fixed or (changed and not explicit):
+        shown = ", ".join(
+            f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)" for key in (fixed or changed)
+        )
+        advice = "" if fixed else ", or checkpoint.resume=PATH to go on with the changes"
+        raise ConfigError(
+            f"checkpoint.resume: the checkpoint is of another run: {shown}. Choose another "
+            f"output_dir, or checkpoint.resume=never to begin anew{advice}"
+        )
+    if changed and is_main_rank():
+        logger.warning("resuming with changes in %s", ", ".join(changed))
+
+
+def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,127 @@
+"""The tensors of a run: weights, optimizer states, random generators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch.distributed import checkpoint as dcp
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
+
+from torchrec_hilomoe.errors import CheckpointError
+from torchrec_hilomoe.training.checkpoint.safe_load import (
+    first_failure,
+    load_tensors,
+    read_metadata,
+)
+from torchrec_hilomoe.training.optimizers import StageOptimizer
+
+
+def save_tensors(
+    weights: Path, model: DistributedModelParallel, optimizer: StageOptimizer | None
+) -> None:
+    """Writes all tensors of a run. Every rank must call it.
+
+    Args:
+        weights (Path): the DCP folder, empty.
+        model (DistributedModelParallel): no pipeline attached.
+        optimizer (StageOptimizer | None): of the stage; None between two stages.
+
+    Raises:
+        CheckpointError: a rank could not write; raised on every rank.
+    """
+    state = _weights_and_tables(model)
+    state |= {"random": {str(dist.get_rank()): _random_state(model.device)}}
+    if optimizer is not None:
+        state["dense"] = optimizer.dense_state()
+    iteration = torch.tensor(max((int(m.iter) for m in _fused_modules(model)), default=0))
+    dist.all_reduce(iteration, dist.ReduceOp.MAX)
+    state["fused_iteration"] = iteration
+    try:
+        dcp.save(_pruned(state), storage_writer=dcp.FileSystemWriter(weights))
+    except dcp.CheckpointException as error:
+        raise CheckpointError(f"cannot write {weights}: {first_failure(error)}") from None
+
+
+def load_weights(model: DistributedModelParallel, weights: Path) -> None:
+    """Loads the weights alone. Every rank must call it.
+
+    Args:
+        model (DistributedModelParallel): of the same architecture, under any plan.
+        weights (Path): the DCP folder.
+    """
+    state = {"model": model.state_dict()}
+    load_tensors(state, weights)
+    model.load_state_dict(state["model"])
+
+
+def load_training(
+    model: DistributedModelParallel,
+    optimizer: StageOptimizer,
+    weights: Path,
+    same_world: bool,
+) -> None:
+    """Loads weights and optimizer states, and at the same world size the random generators.
+
+    Args:
+        model (DistributedModelParallel): of the same architecture, under any plan.
+        optimizer (StageOptimizer): of the stage in which the checkpoint was written.
+        weights (Path): the DCP folder.
+        same_world (bool): whether as many ranks wrote it.
+
+    Raises:
+        CheckpointError: a tensor is missing or does not fit; raised on every rank.
+    """
+    saved = read_metadata(weights).state_dict_metadata
+    state = _weights_and_tables(model) | {"fused_iteration": torch.tensor(0)}
+    state["dense"] = optimizer.init_state(
+        lambda part, parameter: any(k.startswith(f"dense.{part}.{parameter}.") for k in saved)
+    )
+    if same_world:
+        own = {str(dist.get_rank()): _random_state(model.device)}
+        state["random"] = own
+    load_tensors(_pruned(state), weights)
+    model.load_state_dict(state["model"])
+    model.fused_optimizer.load_state_dict(state["fused"])
+    for module in _fused_modules(model):
+        module.set_optimizer_step(int(state["fused_iteration"]))
+    if same_world:
+        _set_random_state(state["random"][str(dist.get_rank())], model.device)
+
+
+def _weights_and_tables(model: DistributedModelParallel) -> dict[str, Any]:
+    return {"model": model.state_dict(), "fused": model.fused_optimizer.state_dict()}
+
+
+def _pruned(state: dict[str, Any]) -> dict[str, Any]:
+    """Without empty dicts, which DCP would pickle."""
+    pruned = {k: _pruned(v) if isinstance(v, dict) else v for k, v in state.items()}
+    return {k: v for k, v in pruned.items() if not isinstance(v, dict) or v}
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _fused_modules(model: DistributedModelParallel) -> Iterator[Any]:
+    """FBGEMM's modules, whose count of iterations is in no state dict; Adam's rate needs it."""
+
+    def modules(optimizer: KeyedOptimizer) -> Iterator[Any]:
+        if isinstance(optimizer, CombinedOptimizer):
+            for _, inner in optimizer.optimizers:
+                yield from modules(inner)
+        elif hasattr(optimizer, "_emb_module"):
+            yield optimizer._emb_module
+
+    yield from modules(model.fused_optimizer)
