@@ -30,7 +30,9 @@ def test_all_data_sets_are_there() -> None:
 def test_every_data_set_parses_under_its_own_name(name: str) -> None:
     text = (CONF / f"{name}.yaml").read_text()
     assert text.startswith("# ")
-    config = parse_config(DataConfig, yaml.safe_load(text), "data")
+    values = yaml.safe_load(text)
+    assert values.pop("defaults", ["tabular"]) == ["tabular"]
+    config = parse_config(DataConfig, values, "data")
     assert config.name == name
     assert config.train is None
 

@@ -101,6 +101,7 @@ def test_the_configured_schema_fits_the_conversion(
     checksum = make_archive(tmp_path / "ml.zip")
     monkeypatch.setattr(movielens_files, "__defaults__", (checksum,))
     values = yaml.safe_load(CONF.read_text())
+    del values["defaults"]  # Hydra's
     values |= {"train": str(tmp_path / "ml.zip"), "cache_dir": str(tmp_path / "cache")}
     source = open_data(parse_config(DataConfig, values), rank=0, world_size=1, seed=0)
     assert source.report["rows"] == {"train": 24, "valid": 3, "test": 3}

@@ -25,6 +25,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(cache: Path) -> DataSource:
     values = yaml.safe_load(CONF.read_text()) | {"cache_dir": str(cache)}
+    del values["defaults"]  # Hydra's
     config = parse_config(DataConfig, values, "data")
     return open_data(config, rank=0, world_size=1, seed=0)
 

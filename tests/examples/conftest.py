@@ -22,6 +22,12 @@ SMALL = (
 )
 
 
+@pytest.fixture(scope="session")
+def small() -> tuple[str, ...]:
+    """Overrides for a run of seconds."""
+    return SMALL
+
+
 @dataclass
 class Run:
     """A finished launch."""
@@ -43,7 +49,11 @@ def launch(tmp_path_factory) -> Callable[..., Run]:
     cache = tmp_path_factory.mktemp("cache")
 
     def run(
-        *overrides: str, ranks: int = 1, script: str = "train_dlrm_hilomoe", timeout: int = 300, **env
+        *overrides: str,
+        ranks: int = 1,
+        script: str = "train_dlrm_hilomoe",
+        timeout: int = 300,
+        **env,
     ) -> Run:
         start = [sys.executable]
         if ranks > 1:

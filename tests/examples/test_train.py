@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = [pytest.mark.slow, pytest.mark.multirank]
 
-THREE_STAGES = [f"training.stages.{s}.batches=20" for s in ("warm_up", "specialise", "joint")] + [
-    f"training.stages.{s}.epochs=null" for s in ("warm_up", "specialise", "joint")
+THREE_STAGES = [
+    "data.batch_size=1000",
+    "data.synthetic.train_rows=20000",
+    *(f"training.stages.{stage}.batches=17" for stage in ("warm_up", "specialise", "joint")),
+    *(f"training.stages.{stage}.epochs=null" for stage in ("warm_up", "specialise", "joint")),
 ]
+VARYING = ("output_dir", "train_samples_per_second")
 
 
 def _scalars(folder, name):
@@ -22,11 +25,14 @@ def _scalars(folder, name):
 
 
 @pytest.fixture(scope="module")
-def runs(launch, tmp_path_factory):
+def runs(launch, small, tmp_path_factory):
     """The same run on one rank, once more on one rank, and on two."""
     folder = tmp_path_factory.mktemp("runs")
     return {
-        name: (launch(*SMALL, *THREE_STAGES, f"output_dir={folder / name}", ranks=ranks), folder / name)
+        name: (
+            launch(*small, *THREE_STAGES, f"output_dir={folder / name}", ranks=ranks),
+            folder / name,
+        )
         for name, ranks in (("one", 1), ("again", 1), ("two", 2))
     }
 
@@ -37,7 +43,7 @@ def test_last_line_is_metrics_json(runs):
     result = run.result
     assert result["model"] == "hilomoe"
     assert result["world_size"] == 2
-    assert result["train_batches"] == 60
+    assert result["train_batches"] == 51
     assert result["valid"]["samples"] == result["test"]["samples"] == 2000
     assert result["valid"]["auc"] > 0.55
     assert result["valid"]["bayes_auc"] > result["valid"]["auc"]
@@ -63,7 +69,7 @@ def test_output_folder(runs):
 
 def test_same_seed_gives_identical_metrics(runs):
     first, second = (
-        {k: v for k, v in runs[name][0].result.items() if k not in ("output_dir", "train_samples_per_second")}
+        {key: value for key, value in runs[name][0].result.items() if key not in VARYING}
         for name in ("one", "again")
     )
     assert first == second
@@ -72,24 +78,24 @@ def test_same_seed_gives_identical_metrics(runs):
 def test_two_ranks_agree_with_one(runs):
     for name in ("train/loss", "train/auxiliary_loss"):
         one, two = (_scalars(runs[run][1], name) for run in ("one", "two"))
-        assert len(one) == 60
+        assert len(one) == 51
         assert one == pytest.approx(two, abs=1e-4)
     auxiliary = _scalars(runs["one"][1], "train/auxiliary_loss")
-    assert set(auxiliary[:20]) == {0.0}
-    assert min(auxiliary[20:]) > 0
+    assert set(auxiliary[:17]) == {0.0}
+    assert min(auxiliary[17:]) > 0
 
 
 def test_no_pipelining_is_lost(runs):
     assert "will NOT be pipelined" not in runs["two"][0].stderr
 
 
-def test_multirun_over_all_models(launch, tmp_path):
+def test_multirun_over_all_models(launch, small, tmp_path):
     """Bags of several ids and dense features; every model through the same loop."""
     models = "dlrm,dlrm_cat,dcn,dcn_mixture,projection,hilomoe,hilomoe_cross,hilomoe_mlp"
     run = launch(
         "--multirun",
         f"model={models}",
-        *(option for option in SMALL if "num_experts" not in option),
+        *(option for option in small if "num_experts" not in option),
         "training.max_train_batches=3",
         f"output_dir={tmp_path}",
         timeout=600,
@@ -101,16 +107,21 @@ def test_multirun_over_all_models(launch, tmp_path):
         assert 0 < metrics["valid"]["auc"] < 1
 
 
-def test_multirun_under_torchrun(launch, tmp_path):
+def test_multirun_under_torchrun(launch, small, tmp_path):
     run = launch(
-        "--multirun", "seed=0,1", *SMALL, "training.max_train_batches=2", f"output_dir={tmp_path}", ranks=2
+        "--multirun",
+        "seed=0,1",
+        *small,
+        "training.max_train_batches=2",
+        f"output_dir={tmp_path}",
+        ranks=2,
     )
     assert run.code == 0, run.stderr[-4000:]
     seeds = [json.loads((tmp_path / n / "metrics.json").read_text())["seed"] for n in "01"]
     assert seeds == [0, 1]
 
 
-def test_default_output_folder_is_one_for_all_ranks(launch):
-    run = launch(*SMALL, "training.max_train_batches=1", "training=single_stage", ranks=2)
+def test_default_output_folder_is_one_for_all_ranks(launch, small):
+    run = launch(*small, "training.max_train_batches=1", "training=single_stage", ranks=2)
     assert run.result["output_dir"].startswith("outputs/")
-    assert run.stdout.count("{\"model\"") == 1
+    assert run.stdout.count('{"model"') == 1

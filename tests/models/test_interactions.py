@@ -123,7 +123,9 @@ def test_first_sparse_feature_stands_in_for_dense(collection, make_features):
     sparse = make_features()
     embedded = model.sparse_arch(sparse)
     assert model.dense_arch is None
-    torch.testing.assert_close(model(torch.empty(6, 0), sparse), model.over_arch(embedded.flatten(1)))
+    torch.testing.assert_close(
+        model(torch.empty(6, 0), sparse), model.over_arch(embedded.flatten(1))
+    )
 
 
 @pytest.mark.parametrize("name", HILOMOE)

@@ -1,0 +1,77 @@
+"""What a user gets for a mistake: one clear error on each rank, and an end."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.multirank]
+
+HEADER = "label,user,price,genres\n"
+GOOD = HEADER + "1,a,0.5,x|y\n0,b,1.5,\n" * 20
+
+
+def _file(tmp_path, content):
+    path = tmp_path / "train.csv"
+    path.write_text(content)
+    return f"data.train={path}"
+
+
+TABULAR = (
+    "data=tabular",
+    "data.schema.categorical=[user]",
+    "data.schema.dense=[price]",
+    "data.schema.multi_valued=[genres]",
+    "data.batch_size=8",
+)
+
+CASES = {
+    "misspelt key": (["training.max_train_batchs=3"], GOOD, ["max_train_batchs"]),
+    "misspelt group": (["model=hilomo"], GOOD, ["model/hilomo", "hilomoe_cross"]),
+    "wrong value": (["model.num_layers=many"], GOOD, ["model.num_layers", "integer", "'many'"]),
+    "wrong choice": (["optimizer.tables.name=adamax"], GOOD, ["optimizer.tables.name", "'adam'"]),
+    "batch size": (["data.batch_size=7"], GOOD, ["data.batch_size", "7"]),
+    "missing file": (["data.train=nowhere.csv"], GOOD, ["data.train", "nowhere.csv"]),
+    "missing column": (["data.schema.dense=[prize]"], GOOD, ["train.csv", "'prize'", "price"]),
+    "bad number": (
+        [],
+        GOOD + "1,a,cheap,x\n",
+        ["train.csv", "row 41", "price", "cheap", "on_bad_row"],
+    ),
+    "bad label": ([], GOOD + "2,a,1,x\n", ["train.csv", "row 41", "label", "2"]),
+    "empty file": ([], HEADER, ["train.csv", "no rows"]),
+    "fused adam on cpu": (["optimizer.tables.name=adam"], GOOD, ["optimizer.tables.kernel=dense"]),
+    "seed": (["seed=x"], GOOD, ["seed", "'x'"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_error_is_clear_on_every_rank(launch, tmp_path, case):
+    overrides, content, expected = CASES[case]
+    run = launch(
+        *TABULAR,
+        _file(tmp_path, content),
+        *overrides,
+        f"output_dir={tmp_path / 'out'}",
+        ranks=2,
+        timeout=120,
+    )
+    assert run.code != 0
+    own = run.stderr.split("Traceback")[0]  # torchrun's own report of the failed ranks follows
+    for text in expected:
+        assert text in own, run.stderr
+    assert "Traceback" not in own
+    assert len(run.stderr.splitlines()) < 80
+
+
+def test_skipped_rows_are_reported(launch, tmp_path):
+    run = launch(
+        *TABULAR,
+        _file(tmp_path, GOOD + "1,a,cheap,x\n"),
+        "data.on_bad_row=skip",
+        "training=single_stage",
+        "training.max_train_batches=2",
+        f"output_dir={tmp_path / 'out'}",
+    )
+    report = run.result["data_report"]
+    assert report["rows"]["train"] == 40
+    assert sum(report["skipped"]["train"].values()) == 1
