@@ -38,7 +38,7 @@ CASES = {
         ["train.csv", "row 41", "price", "cheap", "on_bad_row"],
     ),
     "bad label": ([], GOOD + "2,a,1,x\n", ["train.csv", "row 41", "label", "2"]),
-    "empty file": ([], HEADER, ["train.csv", "no rows"]),
+    "empty file": ([], HEADER, ["train.csv", "no usable row"]),
     "fused adam on cpu": (["optimizer.tables.name=adam"], GOOD, ["optimizer.tables.kernel=dense"]),
     "seed": (["seed=x"], GOOD, ["seed", "'x'"]),
 }
