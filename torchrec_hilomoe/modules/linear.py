@@ -53,6 +53,7 @@ class RoutedLinear(nn.Module):
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
+        self.top_k = config.top_k
         self.gate_scale = float(config.gate_scale or config.num_experts)
         self.experts_enabled = True
 
@@ -79,7 +80,8 @@ class RoutedLinear(nn.Module):
 
         Args:
             x (Tensor): ``[B, d]`` or ``[B, N, d]``.
-            routing (Routing): of the same B samples; not read while the experts are disabled.
+            routing (Routing): of the same B samples, with no more than ``top_k`` scores above 0 in
+                a layer; not read while the experts are disabled.
 
         Returns:
             Tensor: ``[B, o]`` or ``[B, N, o]``.
@@ -89,7 +91,14 @@ class RoutedLinear(nn.Module):
         # On gates rather than on activations: the same product, and either execution can use it.
         gates = self.expert_dropout(routing.scores)
         return hilomoe_linear(
-            x, self.weight, self.bias, self.expert_u, self.expert_v, gates, self.gate_scale
+            x,
+            self.weight,
+            self.bias,
+            self.expert_u,
+            self.expert_v,
+            gates,
+            self.gate_scale,
+            self.top_k,
         )
 
     def extra_repr(self) -> str:
@@ -160,4 +169,5 @@ def shared_routing(router: HierarchicalRouter, linears: Iterable[nn.Module], x: 
 @torch.fx.wrap
 def mean_over_tokens(x: Tensor) -> Tensor:
     """``[B, d]`` as it is, ``[B, N, d]`` as ``[B, d]``."""
-    return x if x.dim() == 2 else x.mean(dim=1)
+    # Not mean(): its backward would write a gradient of the size of x, where sum's is a view.
+    return x if x.dim() == 2 else x.sum(dim=1) * (1.0 / x.size(1))

@@ -1,5 +1,6 @@
 """The mathematics of HiLoMoE as pure functions of tensors."""
 
+from torchrec_hilomoe.ops.gather import gathered_experts_linear, gathering_is_cheaper
 from torchrec_hilomoe.ops.linear import (
     building_is_cheaper,
     built_weight_linear,
@@ -7,14 +8,21 @@ from torchrec_hilomoe.ops.linear import (
     stacked_experts_linear,
 )
 from torchrec_hilomoe.ops.reference import hilomoe_linear_reference, route_reference
-from torchrec_hilomoe.ops.routing import route
+from torchrec_hilomoe.ops.routing import gram_matrix, query_space_is_cheaper, route
+from torchrec_hilomoe.ops.tiled import tiled_experts_linear, tiling_is_cheaper
 
 __all__ = [
     "building_is_cheaper",
     "built_weight_linear",
+    "gathered_experts_linear",
+    "gathering_is_cheaper",
+    "gram_matrix",
     "hilomoe_linear",
     "hilomoe_linear_reference",
+    "query_space_is_cheaper",
     "route",
     "route_reference",
     "stacked_experts_linear",
+    "tiled_experts_linear",
+    "tiling_is_cheaper",
 ]

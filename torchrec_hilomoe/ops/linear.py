@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchrec_hilomoe.ops.gather import gathered_experts_linear, gathering_is_cheaper
+from torchrec_hilomoe.ops.tiled import tiled_experts_linear, tiling_is_cheaper
+
 
 def hilomoe_linear(
     x: Tensor,
@@ -15,11 +18,14 @@ def hilomoe_linear(
     expert_v: Tensor,
     scores: Tensor,
     gate_scale: float = 1.0,
+    top_k: int | None = None,
 ) -> Tensor:
     r"""Equal to :func:`hilomoe_linear_reference` with scores times ``gate_scale``.
 
-    Takes :func:`stacked_experts_linear` or :func:`built_weight_linear`, whichever needs fewer
-    multiply-adds.
+    Takes the cheapest of :func:`gathered_experts_linear`, :func:`built_weight_linear` and
+    :func:`stacked_experts_linear`; the last on tiles (:func:`tiled_experts_linear`) where that
+    saves memory traffic and nothing is being compiled. Gathering and tiles can be differentiated
+    once.
 
     Args:
         x (Tensor): ``[B, d]`` or ``[B, N, d]``.
@@ -29,6 +35,7 @@ def hilomoe_linear(
         expert_v (Tensor): ``[L, K, d]``.
         scores (Tensor): ``[B, L, K]``, one routing for all tokens of a sample.
         gate_scale (float): factor on every score.
+        top_k (int | None): most scores above 0 in a layer of any sample; None is K.
 
     Returns:
         Tensor: ``[B, o]`` or ``[B, N, o]``, in the dtype of ``F.linear(x, weight, bias)``.
@@ -41,9 +48,18 @@ def hilomoe_linear(
         >>> torch.equal(y, F.linear(x, weight, bias))  # U = 0: the experts are silent
         True
     """
+    if top_k is not None and gathering_is_cheaper(scores.size(2), top_k):
+        return gathered_experts_linear(
+            x, weight, bias, expert_u, expert_v, scores, gate_scale, top_k
+        )
     if building_is_cheaper(_num_tokens(x), x.size(-1), weight.size(0)):
         return built_weight_linear(x, weight, bias, expert_u, expert_v, scores, gate_scale)
-    return stacked_experts_linear(x, weight, bias, expert_u, expert_v, scores, gate_scale)
+    if torch.jit.is_scripting():
+        return stacked_experts_linear(x, weight, bias, expert_u, expert_v, scores, gate_scale)
+    else:  # noqa: RET505 - TorchScript compiles what follows a return, but no else of this
+        tiled = tiling_is_cheaper(x, weight, scores)
+        execution = tiled_experts_linear if tiled else stacked_experts_linear
+        return execution(x, weight, bias, expert_u, expert_v, scores, gate_scale)
 
 
 def building_is_cheaper(num_tokens: int, in_features: int, out_features: int) -> bool:
