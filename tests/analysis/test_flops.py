@@ -36,8 +36,9 @@ def test_hilomoe_counts_experts_and_routing():
     )
     base, head = d * o, o
     experts = num_layers * k * (d + o)
-    query, logits = d * d, num_layers * k * d
+    query_dim = 64
+    query, logits = d * query_dim, num_layers * k * query_dim
     recurrence = k * k * num_layers * (num_layers - 1) / 2
-    gram = k * k * d * num_layers * (num_layers - 1) / 2 / 4096
+    gram = (num_layers * k) ** 2 * query_dim / 4096
     expected = 2 * (base + head + experts + query + logits + recurrence + gram)
     assert cost.flops_per_sample == pytest.approx(expected)

@@ -19,7 +19,8 @@ class HiLoMoEConfig:
         tied_keys (bool): the keys are V of the (first) linear and the query is its input, with no
             parameters of the router's own; else keys and a projection of the query are learned.
         query_dim (int | None): features of query and keys where they are untied; None is the
-            router's ``in_features``.
+            router's ``in_features``, at most 64 [R]: projecting to the full width would cost as
+            much as a linear of that width.
         query_dropout (float): dropout on the query.
         expert_dropout (float): dropout on each expert's contribution to a linear; all tokens of a
             sample share its mask.

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
-from torchrec_hilomoe.ops import route
+from torchrec_hilomoe.ops import gram_matrix, query_space_is_cheaper, route
 
 torch.fx.wrap("route")
+
+#: Features of query and keys unless the config tells; the projection to them is most of routing's
+#: cost.
+DEFAULT_QUERY_DIM = 64
 
 
 class Routing(NamedTuple):
@@ -45,6 +49,9 @@ class HierarchicalRouter(nn.Module):
     :meth:`skip`, and in copies and pickles it is the routing of no samples. It is no part of the
     state dict, and evaluation leaves it alone.
 
+    Evaluation without gradients computes the products of the keys once, until the keys change.
+    (A write through ``keys.data`` goes unseen until the next ``train()`` or ``eval()``.)
+
     Args:
         in_features (int): features of x.
         config (HiLoMoEConfig): layers, experts, top-k, and what the query is made of.
@@ -59,6 +66,7 @@ class HierarchicalRouter(nn.Module):
     """
 
     keys: nn.Parameter | None
+    _known_gram: "tuple[Tensor, tuple[int, int], Tensor] | None" = None  # keys, state, Gram matrix
 
     def __init__(
         self,
@@ -73,7 +81,7 @@ class HierarchicalRouter(nn.Module):
         query: OrderedDict[str, nn.Module] = OrderedDict()
         keys: nn.Parameter | None = None
         if not config.tied_keys:
-            query_dim = config.query_dim or in_features
+            query_dim = config.query_dim or min(in_features, DEFAULT_QUERY_DIM)
             query["norm"] = nn.LayerNorm(in_features, device=device, dtype=dtype)
             query["projection"] = nn.Linear(in_features, query_dim, device=device, dtype=dtype)
             shape = (config.num_layers, config.num_experts, query_dim)
@@ -108,9 +116,10 @@ class HierarchicalRouter(nn.Module):
             keys = self.keys
         if keys is None:
             raise ValueError("tied_keys: hand V of the linear to the router, router(x, expert_v)")
-        scores, logits = route(self.query(x), keys, self.config.top_k)
+        gram = self._gram(keys) if isinstance(x, Tensor) else None  # FX traces with proxies
+        scores, logits = route(self.query(x), keys, self.config.top_k, gram)
         routing = Routing(scores, logits)
-        if self.training and isinstance(scores, Tensor):  # FX traces with proxies: keep none
+        if self.training and isinstance(scores, Tensor):
             self.routing = routing
         return routing
 
@@ -125,15 +134,42 @@ class HierarchicalRouter(nn.Module):
             self.routing = no_samples
         return no_samples
 
+    def _gram(self, keys: Tensor) -> Tensor | None:
+        """The Gram matrix where it is a constant; None leaves it to :func:`route`."""
+        if (
+            self.training
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or keys.is_inference()  # has no version
+            or query_space_is_cheaper(*keys.shape)
+        ):
+            return None
+        state = keys.data_ptr(), keys._version
+        if (
+            self._known_gram is None
+            or self._known_gram[0] is not keys
+            or self._known_gram[1] != state
+        ):
+            self._known_gram = keys, state, gram_matrix(keys)
+        return self._known_gram[2]
+
+    def train(self, mode: bool = True) -> "HierarchicalRouter":
+        """Sets the mode as ``nn.Module.train`` does, and forgets the products of the keys."""
+        self._known_gram = None
+        super().train(mode)
+        return self
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HierarchicalRouter":
         super()._apply(fn, recurse)
+        self._known_gram = None
         self.routing = Routing(*(fn(tensor.detach()[:0]) for tensor in self.routing))
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         # A routing belongs to an autograd graph, which can be neither copied nor pickled.
         no_samples = Routing(*(tensor.detach()[:0].clone() for tensor in self.routing))
-        return {**self.__dict__, "routing": no_samples}
+        return {**self.__dict__, "routing": no_samples, "_known_gram": None}
 
     def extra_repr(self) -> str:
         """Sizes and gating, as printed by ``repr``."""

@@ -25,13 +25,12 @@ def tiling_is_cheaper(x: Tensor, weight: Tensor, scores: Tensor) -> bool:
         bool: True on a CPU for one dtype and more than one tile, without autocast and outside of
         ``torch.compile`` and ``torch.export``.
     """
-    numel = x.numel() // x.size(-1) * sum(weight.shape)
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == scores.dtype
-        and numel > _TILE_NUMEL * torch.get_num_threads()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
+        and x.numel() // x.size(-1) * sum(weight.shape) > _TILE_NUMEL * torch.get_num_threads()
     )
 
 

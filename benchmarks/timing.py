@@ -1,0 +1,107 @@
+"""Fair times on a busy machine: cases take turns, and one thread is timed by its own CPU clock."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+Step = Callable[[], object]
+
+
+class Times:
+    """Seconds of one step of each case, repetition by repetition.
+
+    Args:
+        seconds (Mapping[str, list[float]]): by case; the n-th of all cases ran one after another.
+    """
+
+    def __init__(self, seconds: Mapping[str, list[float]]) -> None:
+        self._seconds = seconds
+
+    def median(self, case: str) -> float:
+        """Median seconds of a case."""
+        return statistics.median(self._seconds[case])
+
+    def ratio(self, case: str, over: str) -> float:
+        """Ratio of the medians of two cases."""
+        return self.median(case) / self.median(over)
+
+    def ratio_quartiles(self, case: str, over: str) -> tuple[float, float]:
+        """Lower and upper quartile of the ratio within a repetition."""
+        pairs = zip(self._seconds[case], self._seconds[over], strict=True)
+        return _quartiles([a / b for a, b in pairs])
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Milliseconds by case: minimum, median and quartiles."""
+        summary = {}
+        for case, seconds in self._seconds.items():
+            low, high = _quartiles(seconds)
+            values = {"min": min(seconds), "median": self.median(case), "low": low, "high": high}
+            summary[case] = {name: round(1e3 * value, 3) for name, value in values.items()}
+        return summary
+
+
+def take_turns(cases: Mapping[str, Step], repetitions: int) -> Times:
+    """Runs every case once in each repetition, after two rounds of warm-up.
+
+    With one thread the clock is the CPU time of the process, which other processes' turns on a
+    shared machine do not add to; with more it is the wall clock.
+
+    Args:
+        cases (Mapping[str, Step]): what to run, by name.
+        repetitions (int): rounds that count.
+
+    Returns:
+        Times: of all rounds that count.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    seconds: dict[str, list[float]] = {case: [] for case in cases}
+    for repetition in range(-2, repetitions):
+        for case, step in cases.items():
+            start = clock()
+            step()
+            if repetition >= 0:
+                seconds[case].append(clock() - start)
+    return Times(seconds)
+
+
+def count_flops(step: Step) -> int:
+    """Floating-point operations of the matrix products in one step, 2 for each multiply-add."""
+    in_place = {torch.ops.aten.addmm_: _addmm_flops}  # the counter takes these for free
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def best_gemm(repetitions: int) -> float:
+    """The machine's best measured rate of float32 products, in FLOP/s.
+
+    Over square products and over those of a linear layer of 4096 x 432 by 432, forward and
+    backward, with the result in memory that is there already.
+    """
+    shapes = [(1024, 1024, 1024), (2048, 2048, 2048), (4096, 432, 432), (432, 4096, 432)]
+    cases: dict[str, Step] = {}
+    flops: dict[str, int] = {}
+    for m, k, n in shapes:
+        for transposed in (False, True):
+            name = f"{m}x{k}x{n} {transposed}"
+            a, b, out = torch.randn(m, k), torch.randn(k, n), torch.empty(m, n)
+            if transposed:
+                a, b = a.t().contiguous().t(), b.t().contiguous().t()
+            cases[name] = lambda a=a, b=b, out=out: torch.mm(a, b, out=out)
+            flops[name] = 2 * m * k * n
+    times = take_turns(cases, repetitions)
+    return max(flops[name] / times.median(name) for name in cases)
+
+
+def _quartiles(values: list[float]) -> tuple[float, float]:
+    low, _, high = statistics.quantiles(values, n=4)
+    return low, high
+
+
+def _addmm_flops(added: torch.Size, left: torch.Size, right: torch.Size, **kwargs: object) -> int:
+    return 2 * left[0] * left[1] * right[1]
