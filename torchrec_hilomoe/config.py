@@ -1,4 +1,4 @@
-"""Plain mappings (from YAML, JSON or Hydra) to validated dataclasses, with errors that name the key."""
+"""Plain mappings (YAML, JSON, Hydra) to validated dataclasses; errors name the key."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
         ...     lr: float = 0.1
         >>> parse_config(Optim, {"lr": 0.5}, "optimizer")
         Optim(lr=0.5)
-        >>> parse_config(Optim, {"lrr": 0.5}, "optimizer")
-        Traceback (most recent call last):
-        ...
-        torchrec_hilomoe.errors.ConfigError: optimizer.lrr: unknown key; did you mean 'lr'? Known keys: lr
+        >>> try:
+        ...     parse_config(Optim, {"lrr": 0.5}, "optimizer")
+        ... except ConfigError as error:
+        ...     print(error)
+        optimizer.lrr: unknown key; did you mean 'lr'? Known keys: lr
     """
     try:
         return TypeAdapter(cls).validate_python(dict(values))

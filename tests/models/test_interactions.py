@@ -97,12 +97,13 @@ def test_samples_are_independent_and_all_parameters_learn(
 
 def _first_of_one_rest_of_other(one, other):
     values, lengths = [], []
-    for key in one.keys():
+    keys = one.keys()
+    for key in keys:
         bags = [one[key].to_dense()[0], *other[key].to_dense()[1:]]
         values += bags
         lengths += [len(bag) for bag in bags]
     return KeyedJaggedTensor.from_lengths_sync(
-        keys=one.keys(), values=torch.cat(values).long(), lengths=torch.tensor(lengths)
+        keys=keys, values=torch.cat(values).long(), lengths=torch.tensor(lengths)
     )
 
 
