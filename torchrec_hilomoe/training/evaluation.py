@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -11,18 +11,24 @@ from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
 from torchrec_hilomoe.data import CTRBatch
 from torchrec_hilomoe.training.metrics import Predictions
+from torchrec_hilomoe.training.optimizers import fused_modules
 
 
 def predict(
-    model: DistributedModelParallel, batches: Iterable[CTRBatch], device: torch.device
+    model: DistributedModelParallel,
+    batches: Iterable[CTRBatch],
+    device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Predictions:
     """Scores this rank's batches; every rank must hand in equally many.
 
     Args:
         model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`; no pipeline attached.
-            It is left in eval mode.
+            It is left in eval mode, with its optimizers as they were.
         batches (Iterable[CTRBatch]): rows with label -1 are padding and are dropped.
         device (torch.device): this rank's device.
+        stop (Callable[[], bool]): asked after each batch, whether to leave out the rest; the
+            answer must be the same on every rank.
 
     Returns:
         Predictions: call ``compute()`` on every rank for the metrics.
@@ -36,6 +42,10 @@ def predict(
             groups.append(batch.group)
             yield batch
 
+    counters = [
+        count for module in fused_modules(model) for count in (module.iter, module.iter_cpu)
+    ]
+    before = [count.clone() for count in counters]
     # The optimizer is never called in an evaluation.
     pipeline = EvalPipelineSparseDist(model, model.fused_optimizer, device)
     iterator = noting_groups()
@@ -46,5 +56,10 @@ def predict(
             except StopIteration:
                 break
             predictions.add(output.logits, output.labels, groups.popleft())
+            if stop():
+                pipeline.reset()
+                break
     pipeline.detach()
+    for count, value in zip(counters, before, strict=True):
+        count.copy_(value)
     return predictions

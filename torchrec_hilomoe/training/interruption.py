@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import TypeVar
 
@@ -79,7 +79,8 @@ class Watch:
         """Hands batches on until a signal or a save interrupts them.
 
         Args:
-            batches (Iterable[T]): as many on every rank.
+            batches (Iterable[T]): as many on every rank, taken in the main thread: a pipeline
+                that loads in a thread of its own would mix up the collectives.
 
         Yields:
             T: the batches.
@@ -91,21 +92,20 @@ class Watch:
             if self.signal or self.save_due:
                 return
 
-    def until_signal(self, batches: Iterable[T]) -> Iterator[T]:
-        """Hands batches on until a signal interrupts them.
+    def signal_check(self) -> Callable[[], bool]:
+        """For work that a signal interrupts, but no save.
 
-        Args:
-            batches (Iterable[T]): as many on every rank.
-
-        Yields:
-            T: the batches.
+        Returns:
+            Callable[[], bool]: to be called by every rank after each batch, in the main thread;
+                whether to stop.
         """
         self._begin()
-        for batch in batches:
-            yield batch
+
+        def check() -> bool:
             self._agree()
-            if self.signal:
-                return
+            return bool(self.signal)
+
+        return check
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = self._received or number

@@ -207,8 +207,9 @@ class Trainer:
         if not self._data.has_split("valid"):
             progress.evaluation_due = False
             return False
-        batches = self._watch.until_signal(self._batches("valid"))
-        predictions = predict(self._model, batches, self._model.device)
+        predictions = predict(
+            self._model, self._batches("valid"), self._model.device, self._watch.signal_check()
+        )
         if self._watch.signal:
             return False
         progress.evaluation_due = False

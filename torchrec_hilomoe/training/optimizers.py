@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -54,6 +54,28 @@ def part_parameters(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
         if parameter.numel() > 0:
             parts[part][name] = parameter
     return parts
+
+
+def fused_modules(model: DistributedModelParallel) -> Iterator[Any]:
+    """FBGEMM's modules, which update the tables of this rank in their backward pass.
+
+    Their ``iter`` counts forward passes, is in no state dict, and decides Adam's step size.
+
+    Args:
+        model (DistributedModelParallel): the model.
+
+    Yields:
+        SplitTableBatchedEmbeddingBagsCodegen: none on a rank without fused tables.
+    """
+
+    def modules(optimizer: KeyedOptimizer) -> Iterator[Any]:
+        if isinstance(optimizer, CombinedOptimizer):
+            for _, inner in optimizer.optimizers:
+                yield from modules(inner)
+        elif hasattr(optimizer, "_emb_module"):
+            yield optimizer._emb_module
+
+    yield from modules(model.fused_optimizer)
 
 
 class StageOptimizer:

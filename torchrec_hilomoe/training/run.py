@@ -148,7 +148,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         config.checkpoint,
         config.model,
         data,
-        _plain(config) | {"features": dataclasses.asdict(data.features)},
+        _plain(config, data.features),
     )
     model = build_sharded(
         config.model, data.features, config.sharding, config.optimizer.tables, config.seed, device
@@ -228,9 +228,12 @@ def _summary(
     }
 
 
-def _plain(config: RunConfig) -> dict[str, Any]:
-    """The configuration as JSON holds it."""
-    values = dataclasses.asdict(config) | {"model": model_config_dict(config.model)}
+def _plain(config: RunConfig, features: FeatureSpec) -> dict[str, Any]:
+    """What decides a run, as JSON holds it."""
+    values = dataclasses.asdict(config) | {
+        "model": model_config_dict(config.model),
+        "features": dataclasses.asdict(features),
+    }
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import distributed as dist
 from torch.distributed import checkpoint as dcp
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from torchrec_hilomoe.errors import CheckpointError
 from torchrec_hilomoe.training.checkpoint.safe_load import (
@@ -18,7 +16,7 @@ from torchrec_hilomoe.training.checkpoint.safe_load import (
     load_tensors,
     read_metadata,
 )
-from torchrec_hilomoe.training.optimizers import StageOptimizer
+from torchrec_hilomoe.training.optimizers import StageOptimizer, fused_modules
 
 
 def save_tensors(
@@ -38,7 +36,7 @@ def save_tensors(
     state |= {"random": {str(dist.get_rank()): _random_state(model.device)}}
     if optimizer is not None:
         state["dense"] = optimizer.dense_state()
-    iteration = torch.tensor(max((int(m.iter) for m in _fused_modules(model)), default=0))
+    iteration = torch.tensor(max((int(m.iter) for m in fused_modules(model)), default=0))
     dist.all_reduce(iteration, dist.ReduceOp.MAX)
     state["fused_iteration"] = iteration
     try:
@@ -87,7 +85,7 @@ def load_training(
     load_tensors(_pruned(state), weights)
     model.load_state_dict(state["model"])
     model.fused_optimizer.load_state_dict(state["fused"])
-    for module in _fused_modules(model):
+    for module in fused_modules(model):
         module.set_optimizer_step(int(state["fused_iteration"]))
     if same_world:
         _set_random_state(state["random"][str(dist.get_rank())], model.device)
@@ -112,16 +110,3 @@ def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> N
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _fused_modules(model: DistributedModelParallel) -> Iterator[Any]:
-    """FBGEMM's modules, whose count of iterations is in no state dict; Adam's rate needs it."""
-
-    def modules(optimizer: KeyedOptimizer) -> Iterator[Any]:
-        if isinstance(optimizer, CombinedOptimizer):
-            for _, inner in optimizer.optimizers:
-                yield from modules(inner)
-        elif hasattr(optimizer, "_emb_module"):
-            yield optimizer._emb_module
-
-    yield from modules(model.fused_optimizer)

@@ -1,0 +1,85 @@
+"""An interrupted and resumed run is the undisturbed one, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from worker import Fault
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.mark.parametrize("step", [3, 30], ids=lambda step: f"batch{step}")
+def test_sigterm_saves_and_the_next_start_resumes(
+    launch, undisturbed, assert_same_run, tmp_path, step
+):
+    codes, log = launch(tmp_path, ranks=1, fault=Fault("batch", step, signal=signal.SIGTERM))
+    assert codes == [143], log
+    assert "SIGTERM" in log
+    codes, log = launch(tmp_path, ranks=1)
+    assert codes == [0], log
+    assert_same_run(tmp_path, undisturbed(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["batch", "evaluation", "save: tensors"])
+def test_a_signal_to_one_rank_ends_both_and_they_resume(
+    launch, undisturbed, assert_same_run, tmp_path, point
+):
+    number = signal.SIGINT if point == "batch" else signal.SIGTERM
+    codes, log = launch(tmp_path, fault=Fault(point, 6, (1,), number))
+    assert codes == [128 + number] * 2, log
+    codes, log = launch(tmp_path)
+    assert codes == [0, 0], log
+    assert_same_run(tmp_path, undisturbed(2))
+
+
+def test_saves_leave_no_trace_in_the_training(launch, undisturbed, tmp_path, assert_same_run):
+    """Rank 0's clock pauses the training at other batches than every_batches does."""
+    codes, log = launch(
+        tmp_path, "checkpoint.every_batches=null", "checkpoint.every_minutes=0.003", ranks=1
+    )
+    assert codes == [0], log
+    assert_same_run(tmp_path, undisturbed(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=adam_dense", "optimizer.tables.l2=0.01", "sharding=auto"),
+        ("optimizer=adam_dense", "sharding=table_wise", "model.batch_norm=true"),
+        ("optimizer.tables.name=adagrad", "sharding=column_wise"),
+        ("sharding=column_wise", "training.schedule.name=plateau"),
+        ("sharding=data_parallel", "optimizer.backbone.name=sgd"),
+        ("training=single_stage", "model=dcn", "training.schedule.name=cosine"),
+        ("model=hilomoe_mlp", "data.num_workers=2", "training.early_stopping_patience=1"),
+    ],
+    ids=lambda overrides: ",".join(overrides),
+)
+def test_whatever_the_optimizers_and_plans(launch, tmp_path, assert_same_run, overrides):
+    if overrides[0] == "training=single_stage":
+        overrides = (*overrides, "~model.out_features", "~model.num_experts")
+    codes, log = launch(tmp_path / "whole", *overrides)
+    assert codes == [0, 0], log
+    fault = Fault("batch", 23, (0, 1), signal.SIGKILL)
+    codes, log = launch(tmp_path / "resumed", *overrides, fault=fault)
+    assert -signal.SIGKILL in codes, log
+    codes, log = launch(tmp_path / "resumed", *overrides)
+    assert codes == [0, 0], log
+    assert "resuming" in log
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole")
+
+
+def test_a_finished_run_only_reports(launch, undisturbed, assert_same_run, tmp_path):
+    codes, log = launch(tmp_path, ranks=1)
+    assert codes == [0], log
+    before = (tmp_path / "metrics.json").read_text()
+    codes, log = launch(tmp_path, ranks=1, fault=Fault("batch", 1))
+    assert codes == [0], log
+    assert (tmp_path / "metrics.json").read_text() == before

@@ -1,0 +1,114 @@
+"""One rank of a training in a process of its own, with a fault planted in it."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed.optim
+from torch.distributed import checkpoint as dcp
+from torchrec.distributed.train_pipeline import EvalPipelineSparseDist, TrainPipelineSparseDist
+
+from torchrec_hilomoe.errors import HiLoMoEError
+from torchrec_hilomoe.training import (
+    TrainingInterrupted,
+    init_process_group,
+    parse_run_config,
+    shutdown,
+    train,
+)
+from torchrec_hilomoe.training.checkpoint import folder
+
+#: Where a fault can strike: the calls that are counted.
+POINTS: dict[str, tuple[Any, str]] = {
+    "batch": (TrainPipelineSparseDist, "progress"),
+    "evaluation": (EvalPipelineSparseDist, "progress"),
+    "save: begin": (folder, "_make_empty"),
+    "save: tensors": (dcp.FileSystemWriter, "write_data"),
+    "save: checksums": (folder, "checksums"),
+    "save: manifest": (folder, "write_manifest"),
+    "save: links": (folder, "_point"),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A signal that ranks send themselves.
+
+    Attributes:
+        point (str): of `POINTS`, or ``seconds``.
+        count (float): the how manieth call, or the seconds after the first batch.
+        ranks (tuple[int, ...]): which ranks.
+        signal (int): SIGKILL, SIGTERM, SIGSTOP.
+    """
+
+    point: str
+    count: float
+    ranks: tuple[int, ...] = (0,)
+    signal: int = signal.SIGKILL
+
+
+def run_rank(
+    rank: int, world_size: int, port: int, values: dict[str, Any], fault: Fault | None, log: str
+) -> None:
+    """Trains, as the entry script does, and exits with its codes."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(15)
+    if fault is not None and rank in fault.ranks:
+        _plant(fault)
+    code = 0
+    try:
+        init_process_group()
+        train(parse_run_config(values))
+    except TrainingInterrupted as interrupted:
+        print(interrupted)
+        code = interrupted.exit_code
+    except HiLoMoEError as error:
+        print(f"error on rank {rank}: {error}")
+        code = 1
+    except Exception as error:
+        print(f"rank {rank}: {error!r}")
+        code = 2
+    shutdown(code)
+
+
+def _plant(fault: Fault) -> None:
+    def strike() -> None:
+        os.kill(os.getpid(), fault.signal)
+
+    if fault.point == "seconds":
+        timer = threading.Timer(fault.count, strike)
+        timer.daemon = True
+        _before_call(*POINTS["batch"], 1, timer.start)
+    else:
+        _before_call(*POINTS[fault.point], int(fault.count), strike)
+
+
+def _before_call(owner: Any, name: str, count: int, act: Callable[[], None]) -> None:
+    original, calls = getattr(owner, name), 0
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            act()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, counting)
