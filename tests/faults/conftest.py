@@ -28,8 +28,6 @@ SMALL = [
     "model.embedding_dim=8",
     "model.dense_arch_layer_sizes=[8]",
     "model.over_arch_layer_sizes=[8]",
-    "model.out_features=16",
-    "model.num_experts=4",
     "model.dropout=0.1",
     "training.evaluations_per_epoch=2",
     "sharding=row_wise",
@@ -87,6 +85,8 @@ class Launcher:
 
     def values(self, output_dir: Path, *overrides: str) -> dict[str, Any]:
         own = [f"output_dir={output_dir}", f"data.cache_dir={self._cache}"]
+        if not any(override.startswith("model=") for override in overrides):
+            own += ["model.out_features=16", "model.num_experts=4"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", [*SMALL, *own, *overrides])
         values = OmegaConf.to_container(config, resolve=True)

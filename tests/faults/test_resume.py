@@ -63,8 +63,6 @@ def test_saves_leave_no_trace_in_the_training(launch, undisturbed, tmp_path, ass
     ids=lambda overrides: ",".join(overrides),
 )
 def test_whatever_the_optimizers_and_plans(launch, tmp_path, assert_same_run, overrides):
-    if overrides[0] == "training=single_stage":
-        overrides = (*overrides, "~model.out_features", "~model.num_experts")
     codes, log = launch(tmp_path / "whole", *overrides)
     assert codes == [0, 0], log
     fault = Fault("batch", 23, (0, 1), signal.SIGKILL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import faulthandler
+import logging
 import os
 import signal
 import threading
@@ -69,8 +69,9 @@ def run_rank(
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("torchrec_hilomoe").setLevel(logging.INFO)
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(15)
     if fault is not None and rank in fault.ranks:
         _plant(fault)
     code = 0

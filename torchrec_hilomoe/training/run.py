@@ -28,7 +28,7 @@ from torchrec_hilomoe.models import (
     model_config_dict,
     parse_model_config,
 )
-from torchrec_hilomoe.training.checkpoint import RunCheckpoints
+from torchrec_hilomoe.training.checkpoint import RunCheckpoints, warm_start
 from torchrec_hilomoe.training.config import (
     CheckpointConfig,
     OptimizerConfig,
@@ -153,6 +153,8 @@ def train(config: RunConfig) -> dict[str, Any]:
     model = build_sharded(
         config.model, data.features, config.sharding, config.optimizer.tables, config.seed, device
     )
+    if checkpoints.resumed is None and config.checkpoint.warm_start is not None:
+        warm_start(model, config.checkpoint.warm_start, config.checkpoint.strict)
     torch.manual_seed(config.seed + rank)  # dropout differs between ranks
     recorder = Recorder(config.output_dir, config.data.batch_size)
     trainer = Trainer(

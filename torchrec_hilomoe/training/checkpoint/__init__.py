@@ -11,6 +11,7 @@ from torchrec_hilomoe.training.checkpoint.folder import CheckpointFolder
 from torchrec_hilomoe.training.checkpoint.resume import verify_on_all_ranks
 from torchrec_hilomoe.training.checkpoint.run_checkpoints import RunCheckpoints
 from torchrec_hilomoe.training.checkpoint.state import load_weights
+from torchrec_hilomoe.training.checkpoint.warm_start import warm_start
 
 __all__ = [
     "WEIGHTS",
@@ -22,4 +23,5 @@ __all__ = [
     "read_info",
     "read_run",
     "verify_on_all_ranks",
+    "warm_start",
 ]

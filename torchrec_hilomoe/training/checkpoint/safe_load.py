@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from torchrec_hilomoe.errors import CheckpointError
 
+_DATA_FILE = re.compile(r"__\d+_\d+\.distcp")
 _METADATA_TYPES: tuple[type, ...] = (
     metadata.BytesStorageMetadata,
     metadata.ChunkStorageMetadata,
@@ -79,9 +81,9 @@ def read_metadata(weights: Path) -> metadata.Metadata:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle fails in any way
         raise CheckpointError(f"{path}: cannot be read: {error!r}") from None
-    outside = sorted(str(name) for name in files if Path(str(name)).name != str(name))
-    if outside:
-        raise CheckpointError(f"{path}: names {outside[0]!r}, a file outside of its folder")
+    strange = sorted(str(name) for name in files if not _DATA_FILE.fullmatch(str(name)))
+    if strange:
+        raise CheckpointError(f"{path}: names {strange[0]!r}, which is no data file of its folder")
     content.storage_meta = content.storage_meta or metadata.StorageMeta()
     return content
 
