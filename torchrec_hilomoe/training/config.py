@@ -95,6 +95,9 @@ class TrainingConfig:
             without a new best valid AUC.
         gradient_clip_norm (float | None): clip the global norm of all dense gradients. Fused
             table gradients never exist as tensors and are not clipped.
+        on_non_finite (str): what happens to a batch whose loss or gradients are not finite:
+            ``raise`` ends the training; ``skip`` leaves it out and counts it. The batch is saved
+            in ``OUTPUT_DIR/non_finite``.
         log_every (int): batches between two records of the loss.
         timeout_minutes (float): ranks that wait so long for another one end with an error.
     """
@@ -108,6 +111,7 @@ class TrainingConfig:
     evaluations_per_epoch: Positive = 1
     early_stopping_patience: Positive | None = None
     gradient_clip_norm: Annotated[float, Field(gt=0)] | None = None
+    on_non_finite: Literal["raise", "skip"] = "raise"
     log_every: Positive = 20
     timeout_minutes: Annotated[float, Field(gt=0)] = 10.0
 

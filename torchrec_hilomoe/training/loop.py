@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
 from typing import Any
 
 import torch
 from torch import distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_hilomoe.data import DataSource
-from torchrec_hilomoe.errors import ConfigError, TrainingError
+from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training.checkpoint import RunCheckpoints
 from torchrec_hilomoe.training.config import OptimizerConfig, StageConfig, TrainingConfig
+from torchrec_hilomoe.training.distributed import is_main_rank
 from torchrec_hilomoe.training.evaluation import predict
+from torchrec_hilomoe.training.guards import (
+    GuardedPipeline,
+    NonFiniteGuard,
+    warn_if_not_learning,
+)
 from torchrec_hilomoe.training.interruption import TrainingInterrupted, Watch
 from torchrec_hilomoe.training.optimizers import StageOptimizer
 from torchrec_hilomoe.training.progress import Progress
@@ -68,6 +72,9 @@ class Trainer:
         self._dense_tables = dense_tables
         self._checkpoints = checkpoints
         self._recorder = recorder
+        self._guard = NonFiniteGuard(
+            config.on_non_finite, recorder.folder / "non_finite", self.progress
+        )
         self._watch = Watch(checkpoints.config.every_minutes)
         self._stream = BatchStream(data, self.progress.epoch, self.progress.position)
         self._stages = self._runnable_stages()
@@ -165,7 +172,7 @@ class Trainer:
     def _train(self, batches: int, stage: StageConfig, optimizer: StageOptimizer) -> int:
         """Trains on so many batches, fewer if a pause interrupts them; returns how many."""
         set_train_mode(self._model, stage)
-        pipeline = TrainPipelineSparseDist(self._model, optimizer, self._model.device)
+        pipeline = GuardedPipeline(self._model, optimizer, self._guard)
         iterator = itertools.islice(self._watch.until_pause(self._stream), batches)
         began, first = time.perf_counter(), self.progress.step
         while True:
@@ -188,11 +195,6 @@ class Trainer:
         losses = torch.stack((output.loss, output.auxiliary)).double()
         dist.all_reduce(losses)
         loss, auxiliary = (losses / dist.get_world_size()).tolist()
-        if not math.isfinite(loss + auxiliary):
-            raise TrainingError(
-                f"the loss is not finite at batch {self.progress.step} (task {loss}, auxiliary "
-                f"{auxiliary}); lower the learning rates or set training.gradient_clip_norm"
-            )
         self._recorder.advance(loss, auxiliary)
         self._recorder.scalars(
             "train",
@@ -218,6 +220,8 @@ class Trainer:
         progress.valid_auc = auc = metrics["auc"]
         if not progress.step:
             return False
+        if is_main_rank() and progress.step > self._config.schedule.warmup_batches:
+            warn_if_not_learning(auc, progress.step)
         improved = auc is not None and (progress.best_auc is None or auc > progress.best_auc)
         if improved:
             progress.best_auc = auc

@@ -90,6 +90,7 @@ class StageOptimizer:
 
     Attributes:
         factor (float): the schedule's factor, applied to every rate before the next step.
+        steps_in_backward (bool): fused tables learn, which is before gradients can be checked.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class StageOptimizer:
         gradient_clip_norm: float | None,
     ) -> None:
         self.factor = 1.0
+        self.steps_in_backward = "tables" in stage.train and not dense_tables
         self._clip = gradient_clip_norm
         self._rates: list[tuple[dict, float]] = []
         self._l2: list[tuple[list[nn.Parameter], float]] = []
@@ -170,6 +172,11 @@ class StageOptimizer:
                 if not keep(part, name):
                     optimizer.state.pop(parameter, None)
         return self.dense_state()
+
+    def has_finite_gradients(self) -> bool:
+        """Whether all gradients of the dense part are finite; the same on every rank."""
+        norm = torch.nn.utils.get_total_norm(_gradients(self._replicated))
+        return bool(norm.isfinite())
 
     def step(self) -> None:
         """Adds the L2 gradients, clips, and steps every optimizer."""

@@ -19,9 +19,13 @@ class Recorder:
     Args:
         folder (Path): output folder; the scalars go to its subfolder ``tensorboard``.
         batch_size (int): global, for the rate in samples.
+
+    Attributes:
+        folder (Path): as given.
     """
 
     def __init__(self, folder: Path, batch_size: int) -> None:
+        self.folder = folder
         self._batch_size = batch_size
         self._writer = SummaryWriter(str(folder / "tensorboard")) if is_main_rank() else None
         self._bar: tqdm | None = None

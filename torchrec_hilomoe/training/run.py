@@ -224,6 +224,7 @@ def _summary(
         "dense_flops_per_sample": cost.flops_per_sample,
         "train_samples_per_second": round(progress.samples / max(progress.seconds, 1e-9), 1),
         "train_batches": progress.step,
+        "skipped_batches": progress.skipped,
         "stages": progress.stages,
         "data_report": data.report,
         "output_dir": str(config.output_dir),
