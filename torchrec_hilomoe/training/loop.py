@@ -27,7 +27,13 @@ from torchrec_hilomoe.training.optimizers import StageOptimizer
 from torchrec_hilomoe.training.progress import Progress
 from torchrec_hilomoe.training.recorder import Recorder
 from torchrec_hilomoe.training.schedule import LearningRateSchedule
-from torchrec_hilomoe.training.stages import enter_stage, has_experts, set_train_mode, unwrap
+from torchrec_hilomoe.training.stages import (
+    average_statistics,
+    enter_stage,
+    has_experts,
+    set_train_mode,
+    unwrap,
+)
 from torchrec_hilomoe.training.stream import BatchStream
 
 logger = logging.getLogger(__name__)
@@ -123,6 +129,7 @@ class Trainer:
         """Freezes and thaws, and restores the state of the run that is continued."""
         self.progress.stage = name
         enter_stage(self._model, stage)
+        set_train_mode(self._model, stage)
         optimizer = StageOptimizer(
             self._model,
             self._optimizers,
@@ -209,6 +216,7 @@ class Trainer:
         if not self._data.has_split("valid"):
             progress.evaluation_due = False
             return False
+        average_statistics(self._model)
         predictions = predict(
             self._model, self._batches("valid"), self._model.device, self._watch.signal_check()
         )

@@ -17,6 +17,7 @@ from torchrec_hilomoe.training.checkpoint.safe_load import (
     read_metadata,
 )
 from torchrec_hilomoe.training.optimizers import StageOptimizer, fused_modules
+from torchrec_hilomoe.training.stages import statistics
 
 
 def save_tensors(
@@ -33,7 +34,7 @@ def save_tensors(
         CheckpointError: a rank could not write; raised on every rank.
     """
     state = _weights_and_tables(model)
-    state |= {"random": {str(dist.get_rank()): _random_state(model.device)}}
+    state |= _state_of_rank(model)
     if optimizer is not None:
         state["dense"] = optimizer.dense_state()
     iteration = torch.tensor(max((int(m.iter) for m in fused_modules(model)), default=0))
@@ -63,7 +64,7 @@ def load_training(
     weights: Path,
     same_world: bool,
 ) -> None:
-    """Loads weights and optimizer states, and at the same world size the random generators.
+    """Loads weights and optimizer states, and at the same world size what each rank has of its own.
 
     Args:
         model (DistributedModelParallel): of the same architecture, under any plan.
@@ -79,16 +80,17 @@ def load_training(
     state["dense"] = optimizer.init_state(
         lambda part, parameter: any(k.startswith(f"dense.{part}.{parameter}.") for k in saved)
     )
+    own = _state_of_rank(model)
+    same_world &= {f"rank.{dist.get_rank()}.random.{d}" for d in _devices(model)} <= saved.keys()
     if same_world:
-        own = {str(dist.get_rank()): _random_state(model.device)}
-        state["random"] = own
+        state |= own
     load_tensors(_pruned(state), weights)
     model.load_state_dict(state["model"])
     model.fused_optimizer.load_state_dict(state["fused"])
     for module in fused_modules(model):
         module.set_optimizer_step(int(state["fused_iteration"]))
     if same_world:
-        _set_random_state(state["random"][str(dist.get_rank())], model.device)
+        _set_state_of_rank(own, model)
 
 
 def _weights_and_tables(model: DistributedModelParallel) -> dict[str, Any]:
@@ -101,12 +103,23 @@ def _pruned(state: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in pruned.items() if not isinstance(v, dict) or v}
 
 
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+def _state_of_rank(model: DistributedModelParallel) -> dict[str, Any]:
+    """Random generators, and the batch norms' statistics: not the same on every rank."""
+    random = {"cpu": torch.get_rng_state()}
+    if "cuda" in _devices(model):
+        random["cuda"] = torch.cuda.get_rng_state(model.device)
+    own = {"random": random, "statistics": {k: v.clone() for k, v in statistics(model).items()}}
+    return {"rank": {str(dist.get_rank()): own}}
 
 
-def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+def _devices(model: DistributedModelParallel) -> set[str]:
+    return {"cpu", model.device.type}
+
+
+def _set_state_of_rank(state: dict[str, Any], model: DistributedModelParallel) -> None:
+    own = state["rank"][str(dist.get_rank())]
+    torch.set_rng_state(own["random"]["cpu"])
+    if "cuda" in _devices(model):
+        torch.cuda.set_rng_state(own["random"]["cuda"], model.device)
+    for name, value in statistics(model).items():
+        value.copy_(own["statistics"][name])
