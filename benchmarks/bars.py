@@ -12,7 +12,7 @@ from peers import (
     SequentialLinear,
     hilomoe_linear,
 )
-from steps import activation_bytes, training_step, training_steps
+from steps import activation_bytes, training_steps
 from timing import Times, best_gemm, count_flops, take_turns
 from torch import nn
 from torchrec.modules.crossnet import LowRankMixtureCrossNet
@@ -21,8 +21,7 @@ from torchrec_hilomoe.modules import (
     HiLoMoEConfig,
     HiLoMoECrossNet,
     HiLoMoELinear,
-    RoutedLinear,
-    Routing,
+    shared_routing,
 )
 
 SIZES = [(1, 8), (3, 8), (8, 16), (16, 8)]  # L, K
@@ -38,16 +37,16 @@ class Bar(NamedTuple):
     of: str
 
 
-class Routed(nn.Module):
-    """The linear of a :class:`HiLoMoELinear` under a routing that is given."""
+class RouterOf(nn.Module):
+    """The routing of a :class:`HiLoMoELinear` alone."""
 
     def __init__(self, linear: HiLoMoELinear) -> None:
         super().__init__()
         self.linear = linear
 
-    def forward(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """``[B, d]`` or ``[B, N, d]`` under scores ``[B, L, K]``."""
-        return RoutedLinear.forward(self.linear, x, Routing(scores, scores))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[B, d]`` or ``[B, N, d]`` to scores ``[B, L, K]``."""
+        return shared_routing(self.linear.router, [self.linear], x).scores
 
 
 def measure_bars(repetitions: int) -> tuple[dict[str, Bar], list[dict[str, object]]]:
@@ -99,16 +98,11 @@ def _layer(
     config = HiLoMoEConfig(num_layers, num_experts)
     layer = hilomoe_linear(shape[-1], shape[-1], config)
     base = nn.Linear(shape[-1], shape[-1])
-    scores = torch.rand(shape[0], num_layers, num_experts, requires_grad=True)
-    cases = {
-        **training_steps({"base": base, "layer": layer}, x),
-        "routed": training_step(Routed(layer), x, scores),
-    }
+    cases = training_steps({"base": base, "layer": layer, "routing": RouterOf(layer)}, x)
     times = take_turns(cases, repetitions)
     flops = {name: count_flops(step) for name, step in cases.items()}
     flop_ratio = flops["layer"] / flops["base"]
     low, high = times.ratio_quartiles("layer", "base")
-    share_high, share_low = (1 - q for q in times.ratio_quartiles("routed", "layer"))
     floor = Bar(
         times.ratio("layer", "base") / flop_ratio,
         (low / flop_ratio, high / flop_ratio),
@@ -116,16 +110,17 @@ def _layer(
         "time over the base linear's, divided by the same ratio in FLOPs",
     )
     share = Bar(
-        1 - times.ratio("routed", "layer"),
-        (share_low, share_high),
+        times.ratio("routing", "layer"),
+        times.ratio_quartiles("routing", "layer"),
         "<= 0.08",
-        "part of a step that a given routing saves",
+        "query, logits and scores alone over the whole layer",
     )
     summary = times.summary()
     rate = flops["layer"] / gemm
     row = {
         "ms": summary,
         "flop_ratio": flop_ratio,
+        "routing_flop_share": flops["routing"] / flops["layer"],
         "floor_ratio": floor.value,
         "routing_share": share.value,
         "gflops": flops["layer"] / times.median("layer") / 1e9,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from torchrec_hilomoe.modules import HierarchicalRouter, HiLoMoEConfig
 from torchrec_hilomoe.ops import route_reference
@@ -102,3 +103,77 @@ def test_moves_inside_a_model_too() -> None:
     model = nn.Sequential(HierarchicalRouter(12, CONFIG, device=torch.device("meta")))
     model.to_empty(device="cpu")
     assert model[0].routing.logits.device.type == "cpu"
+
+
+@pytest.mark.parametrize(("in_features", "query_dim"), [(12, 12), (64, 64), (400, 64)])
+def test_default_query_is_narrow(in_features, query_dim) -> None:
+    router = HierarchicalRouter(in_features, CONFIG)
+    assert router.keys.shape == (3, 4, query_dim)
+    assert router.query.projection.out_features == query_dim
+
+
+def count_flops(module: nn.Module, *inputs: torch.Tensor) -> int:
+    def addmm_flops(added, left, right, **kwargs) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
+    mapping = {torch.ops.aten.addmm_: addmm_flops}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        module(*inputs)
+    return counter.get_total_flops()
+
+
+def test_evaluation_multiplies_the_keys_once() -> None:
+    router, x = HierarchicalRouter(12, CONFIG), torch.randn(1, 12)
+    gram_flops = 2 * 12 * 12 * 12
+    training = count_flops(router, x)
+    with torch.no_grad():
+        router.eval()
+        assert count_flops(router, x) == training
+        assert count_flops(router, x) == training - gram_flops
+    assert count_flops(router, x) == training  # keys that learn
+
+
+def _in_place(router: HierarchicalRouter) -> None:
+    router.keys.mul_(3.0)
+
+
+def _load(router: HierarchicalRouter) -> None:
+    router.load_state_dict(HierarchicalRouter(12, CONFIG).state_dict())
+
+
+def _data(router: HierarchicalRouter) -> None:
+    router.keys.data = torch.randn(3, 4, 12)
+
+
+def _replaced(router: HierarchicalRouter) -> None:
+    router.keys = nn.Parameter(torch.randn(3, 4, 12))
+
+
+def _round_trip(router: HierarchicalRouter) -> None:
+    router.keys.data.mul_(3.0)  # unseen, but for the change of mode
+    router.train()
+    router.eval()
+
+
+@pytest.mark.parametrize("change", [_in_place, _load, _data, _replaced, _round_trip])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_evaluation_follows_the_keys(change, mode) -> None:
+    router, x = HierarchicalRouter(12, CONFIG).eval(), torch.randn(7, 12)
+    with mode():
+        router(x)
+    with torch.no_grad():
+        change(router)
+        expected = route_reference(router.query(x), router.keys)
+        torch.testing.assert_close(tuple(router(x)), expected)
+    with mode():
+        torch.testing.assert_close(tuple(router(x)), expected)
+        torch.testing.assert_close(tuple(copy.deepcopy(router)(x)), expected)
+
+
+def test_traced_in_evaluation_follows_the_keys() -> None:
+    router, x = HierarchicalRouter(12, CONFIG).eval(), torch.randn(7, 12)
+    with torch.no_grad():
+        router(x)
+        traced = torch.fx.symbolic_trace(router)
+        router.keys.mul_(3.0)
+        torch.testing.assert_close(traced(x).scores, router(x).scores)

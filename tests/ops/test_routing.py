@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchrec_hilomoe.ops import route, route_reference
+from torchrec_hilomoe.ops import gram_matrix, query_space_is_cheaper, route, route_reference
 
 # B, L, K, D_q, top_k: drawn once, plus the corners (one layer, one expert, one sample, k = K).
 SHAPES = [
@@ -22,6 +22,11 @@ SHAPES = [
     (5, 3, 4, 8, 4),
     (64, 6, 9, 13, 2),
     (0, 3, 4, 8, 2),
+    (5, 13, 2, 8, None),
+    (5, 3, 40, 8, None),  # routed in query space, like the next ones
+    (5, 3, 40, 8, 2),
+    (5, 3, 40, 8, 40),
+    (0, 3, 40, 8, 2),
 ]
 
 
@@ -48,9 +53,40 @@ def test_equals_reference_with_gradients(
     )
 
 
+@pytest.mark.parametrize("experts", [4, 20])
 @pytest.mark.parametrize("top_k", [None, 2])
-def test_gradcheck(top_k: int | None) -> None:
-    assert torch.autograd.gradcheck(lambda q, k: route(q, k, top_k), random_inputs(3, 3, 4, 5))
+def test_gradcheck(top_k: int | None, experts: int) -> None:
+    inputs = random_inputs(3, 3, experts, 5)
+    assert torch.autograd.gradcheck(lambda q, k: route(q, k, top_k), inputs)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_gradient_of_scores_or_logits_alone(used: int) -> None:
+    inputs = random_inputs(5, 6, 4, 8)
+    expected = torch.autograd.grad(route_reference(*inputs)[used].square().sum(), inputs)
+    actual = torch.autograd.grad(route(*inputs)[used].square().sum(), inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_takes_a_known_gram_matrix() -> None:
+    query, keys = random_inputs(5, 6, 4, 8)
+    expected = route(query, keys)
+    assert torch.equal(route(query, keys, gram=gram_matrix(keys))[0], expected[0])
+    assert not torch.allclose(route(query, keys, gram=2 * gram_matrix(keys))[0], expected[0])
+
+
+def test_gram_matrix_holds_scaled_products() -> None:
+    keys = torch.randn(3, 4, 8)
+    flat = keys.view(12, 8)
+    torch.testing.assert_close(gram_matrix(keys), flat @ flat.t() / math.sqrt(8))
+    assert gram_matrix(keys.bfloat16()).dtype == torch.float32
+
+
+def test_few_experts_are_routed_in_score_space() -> None:
+    assert "ScoreRecurrence" in route(*random_inputs(5, 3, 4, 8))[0].grad_fn.name()
+    assert "ScoreRecurrence" not in route(*random_inputs(5, 3, 40, 8))[0].grad_fn.name()
+    assert not query_space_is_cheaper(3, 4, 8)
+    assert query_space_is_cheaper(3, 40, 8)
 
 
 def test_later_layers_read_prior_scores() -> None:
@@ -91,9 +127,10 @@ def test_equal_keys_give_uniform_scores() -> None:
     torch.testing.assert_close(scores, torch.full((5, 3, 4), 0.25))
 
 
+@pytest.mark.parametrize("experts", [4, 40])
 @pytest.mark.parametrize("top_k", [None, 2])
-def test_half_precision_and_autocast_route_in_float32(top_k: int | None) -> None:
-    query, keys = (t.detach().float() for t in random_inputs(33, 5, 4, 8))
+def test_half_precision_and_autocast_route_in_float32(top_k: int | None, experts: int) -> None:
+    query, keys = (t.detach().float() for t in random_inputs(33, 5, experts, 8))
     expected = route(query, keys, top_k)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(route(query, keys, top_k), expected, rtol=0, atol=0)

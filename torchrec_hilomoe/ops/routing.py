@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 def route(
@@ -93,14 +94,25 @@ def query_space_is_cheaper(num_layers: int, num_experts: int, query_dim: int) ->
 
 def _route_in_query_space(query: Tensor, keys: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
     """The recurrence of :func:`route_reference`, at full precision."""
-    scale = 1.0 / math.sqrt(keys.size(2))
+    num_layers, num_experts, query_dim = keys.shape
+    scale = 1.0 / math.sqrt(query_dim)
     all_scores: list[Tensor] = []
     all_logits: list[Tensor] = []
-    for layer in range(keys.size(0)):
+    for layer in range(num_layers):
         logits = _matmul(query, keys[layer].t() * scale)
-        scores = _gate(logits, top_k, 1)
-        if layer + 1 < keys.size(0):
-            query = query.clone().addmm_(scores, keys[layer])
+        is_last = layer + 1 == num_layers
+        if top_k is None or top_k == num_experts:
+            scores = logits.softmax(1)
+            if not is_last:
+                query = query.clone().addmm_(scores, keys[layer])
+        else:
+            kept, experts = logits.topk(top_k, 1)
+            kept = kept.softmax(1)
+            scores = torch.zeros_like(logits).scatter_(1, experts, kept)
+            if not is_last:
+                query = query + F.embedding_bag(
+                    experts, keys[layer], mode="sum", per_sample_weights=kept
+                )
         all_scores.append(scores)
         all_logits.append(logits)
     return torch.stack(all_scores, dim=1), torch.stack(all_logits, dim=1)
@@ -134,7 +146,7 @@ class _ScoreRecurrence(torch.autograd.Function):
             if layer > 0:
                 first, second = _halves(layer, num_layers, num_experts)
                 logits[second].addmm_(gram[second, first], scores[first])
-            scores[here] = _gate(logits[here], top_k, 0)
+            scores[here] = _gate(logits[here], top_k)
         ctx.save_for_backward(scores, gram)
         ctx.num_layers = num_layers
         ctx.set_materialize_grads(False)
@@ -185,12 +197,12 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty([a.size(0), b.size(1)]).addmm_(a, b, beta=0)
 
 
-def _gate(logits: Tensor, top_k: int | None, dim: int) -> Tensor:
-    """Softmax over the experts, or over the ``top_k`` largest logits of each sample."""
-    if top_k is None or top_k >= logits.size(dim):
-        return logits.softmax(dim)
-    kept, experts = logits.topk(top_k, dim)
-    return torch.zeros_like(logits).scatter(dim, experts, kept.softmax(dim))
+def _gate(logits: Tensor, top_k: int | None) -> Tensor:
+    """Softmax of ``[K, B]`` over the experts, or over the ``top_k`` largest of each sample."""
+    if top_k is None or top_k == logits.size(0):
+        return logits.softmax(0)
+    kept, experts = logits.topk(top_k, 0)
+    return torch.zeros_like(logits).scatter_(0, experts, kept.softmax(0))
 
 
 def _experts_first(grad: Tensor | None, like: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class _TiledExperts(torch.autograd.Function):
         scores: Tensor,
         gate_scale: float,
     ) -> Tensor:
-        samples = x.reshape(x.size(0), -1, x.size(-1))  # [B, N, d]
+        samples = x if x.dim() == 3 else x.unsqueeze(1)  # [B, N, d]
         u, v = expert_u.flatten(0, 1), expert_v.flatten(0, 1)  # [LK, o], [LK, d]
         gates = (scores.flatten(1) * gate_scale).unsqueeze(1)  # [B, 1, LK]
         y = x.new_empty([*samples.shape[:2], weight.size(0)])
@@ -87,7 +87,7 @@ class _TiledExperts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, expert_u, expert_v, scores, projected = ctx.saved_tensors
-        samples = x.reshape(x.size(0), -1, x.size(-1))
+        samples = x if x.dim() == 3 else x.unsqueeze(1)
         grad_y = grad_output.reshape(*samples.shape[:2], weight.size(0))
         u, v = expert_u.flatten(0, 1), expert_v.flatten(0, 1)
         gates = (scores.flatten(1) * ctx.gate_scale).unsqueeze(1)
