@@ -59,17 +59,33 @@ class Launcher:
 
         Ranks that still run ``timeout`` seconds later are killed; their code is None.
         """
-        from worker import run_rank
+        from worker import train_rank
 
         output_dir.mkdir(parents=True, exist_ok=True)
-        log = output_dir / "log.txt"
-        log.unlink(missing_ok=True)
         values = self.values(output_dir, *overrides)
+        return self._run(train_rank, (values, fault), ranks, output_dir / "log.txt", timeout)
+
+    def score(
+        self, checkpoint: Path, predictions: Path, sharding: str, ranks: int
+    ) -> tuple[list[int | None], str]:
+        """Scores the valid split of the synthetic data; returns as a training does."""
+        from worker import score_rank
+
+        values = {
+            "checkpoint": str(checkpoint),
+            "data": {"test": str(next(self._cache.rglob("valid.parquet"))), "batch_size": 64},
+            "predictions": str(predictions),
+            "sharding": {"type": sharding},
+        }
+        return self._run(score_rank, (values,), ranks, predictions.with_suffix(".txt"), 60.0)
+
+    def _run(
+        self, target: Any, arguments: tuple[Any, ...], ranks: int, log: Path, timeout: float
+    ) -> tuple[list[int | None], str]:
+        log.unlink(missing_ok=True)
         port = _free_port()
         processes = [
-            self._context.Process(
-                target=run_rank, args=(rank, ranks, port, values, fault, str(log))
-            )
+            self._context.Process(target=target, args=(rank, ranks, port, str(log), *arguments))
             for rank in range(ranks)
         ]
         for process in processes:

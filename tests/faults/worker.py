@@ -15,11 +15,14 @@ import torch.distributed.optim
 from torch.distributed import checkpoint as dcp
 from torchrec.distributed.train_pipeline import EvalPipelineSparseDist, TrainPipelineSparseDist
 
+from torchrec_hilomoe.config import parse_config
 from torchrec_hilomoe.errors import HiLoMoEError
 from torchrec_hilomoe.training import (
+    ScoreConfig,
     TrainingInterrupted,
     init_process_group,
     parse_run_config,
+    score,
     shutdown,
     train,
 )
@@ -54,10 +57,21 @@ class Fault:
     signal: int = signal.SIGKILL
 
 
-def run_rank(
-    rank: int, world_size: int, port: int, values: dict[str, Any], fault: Fault | None, log: str
+def train_rank(
+    rank: int, world_size: int, port: int, log: str, values: dict[str, Any], fault: Fault | None
 ) -> None:
     """Trains, as the entry script does, and exits with its codes."""
+    if fault is not None and rank in fault.ranks:
+        _plant(fault)
+    _run(rank, world_size, port, log, lambda: train(parse_run_config(values)))
+
+
+def score_rank(rank: int, world_size: int, port: int, log: str, values: dict[str, Any]) -> None:
+    """Scores a file, as the entry script does."""
+    _run(rank, world_size, port, log, lambda: score(parse_config(ScoreConfig, values)))
+
+
+def _run(rank: int, world_size: int, port: int, log: str, work: Callable[[], Any]) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -72,12 +86,10 @@ def run_rank(
     logging.basicConfig(format="%(message)s")
     logging.getLogger("torchrec_hilomoe").setLevel(logging.INFO)
     torch.set_num_threads(1)
-    if fault is not None and rank in fault.ranks:
-        _plant(fault)
     code = 0
     try:
         init_process_group()
-        train(parse_run_config(values))
+        work()
     except TrainingInterrupted as interrupted:
         print(interrupted)
         code = interrupted.exit_code

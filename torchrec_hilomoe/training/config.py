@@ -202,11 +202,14 @@ class ShardingConfig:
     Attributes:
         type (ShardingType): TorchRec's sharding type of every table; ``auto`` lets the planner
             choose. ``data_parallel`` replicates the tables and trains them with dense optimizers.
+        memory_per_rank_gib (float | None): what the planner may fill, of the GPU or, on CPU, of
+            main memory; None for its own assumption.
     """
 
     __pydantic_config__ = STRICT
 
     type: ShardingType = "auto"
+    memory_per_rank_gib: Annotated[float, Field(gt=0)] | None = None
 
 
 @dataclass

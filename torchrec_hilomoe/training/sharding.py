@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -26,6 +27,9 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training.config import ShardingConfig, TableOptimizerConfig
 from torchrec_hilomoe.training.distributed import broadcast, is_main_rank
+from torchrec_hilomoe.training.plan_report import describe_plan
+
+logger = logging.getLogger(__name__)
 
 _FUSED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
@@ -98,6 +102,8 @@ def shard_model(
         for module_plan in plan.plan.values():
             for parameter in module_plan.values():
                 parameter.compute_kernel = EmbeddingComputeKernel.DENSE.value
+    if is_main_rank():
+        logger.info("%s", describe_plan(plan, configs, dist.get_world_size()))
     env = ShardingEnv.from_process_group(dist.group.WORLD)
     return DistributedModelParallel(
         model, env=env, device=device, plan=plan, sharders=[sharder], init_parameters=False
@@ -158,10 +164,14 @@ def _plan(
 
     def plan_here() -> ShardingPlan | str:
         world_size = dist.get_world_size()
+        limit = sharding.memory_per_rank_gib
+        capacity = None if limit is None else int(limit * (1 << 30))
         topology = Topology(
             world_size=world_size,
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
             compute_device=device.type,
+            hbm_cap=capacity if device.type == "cuda" else None,
+            ddr_cap=capacity if device.type == "cpu" else None,
         )
         # The planner takes some types only where they are constrained.
         only = ParameterConstraints(sharding_types=[sharding.type])
@@ -175,5 +185,12 @@ def _plan(
 
     plan = broadcast(plan_here() if is_main_rank() else "")
     if isinstance(plan, str):
-        raise ConfigError(f"sharding.type={sharding.type}: the planner found no plan: {plan}")
+        largest = max(configs, key=lambda c: c.num_embeddings * c.embedding_dim)
+        raise ConfigError(
+            f"sharding.type={sharding.type}: the planner found no plan; the largest table is "
+            f"{largest.name}, {largest.num_embeddings:,} x {largest.embedding_dim} "
+            f"({largest.num_embeddings * largest.embedding_dim * 4 / (1 << 20):,.1f} MiB without "
+            f"optimizer state). Shard it by rows, hash its ids (hash_size), or start more ranks. "
+            f"The planner: {plan}"
+        )
     return plan
