@@ -142,3 +142,38 @@ def test_shared_routing_runs_while_any_linear_has_experts() -> None:
     assert torch.equal(shared_routing(router, linears, x).scores, router(x).scores)
     linears[1].experts_enabled = False
     assert shared_routing(router, linears, x).scores.shape == (0, 3, 4)
+
+
+MANY_EXPERTS = HiLoMoEConfig(num_layers=3, num_experts=40, top_k=2)
+
+
+@pytest.mark.parametrize("shape", [(7, 12), (7, 3, 12)])
+def test_many_experts_equal_reference(shape) -> None:
+    linear, x = with_experts(HiLoMoELinear(12, 10, MANY_EXPERTS)), torch.randn(shape)
+    mean = x.reshape(7, -1, 12).mean(1)
+    scores, _ = route_reference(linear.router.query(mean), linear.router.keys, top_k=2)
+    expected = hilomoe_linear_reference(
+        x, linear.weight, linear.bias, linear.expert_u, linear.expert_v, scores * 40
+    )
+    torch.testing.assert_close(linear(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_many_experts_trace_script_and_export() -> None:
+    linear, x = with_experts(HiLoMoELinear(12, 10, MANY_EXPERTS)).eval(), torch.randn(7, 12)
+    expected = linear(x)
+    traced = torch.fx.symbolic_trace(linear)
+    batch = {0: torch.export.Dim.AUTO}
+    exported = torch.export.export(linear, (torch.randn(5, 12),), dynamic_shapes=(batch,))
+    for graph in (traced, torch.jit.script(traced), exported.module()):
+        torch.testing.assert_close(graph(x), expected)
+
+
+@pytest.mark.slow
+def test_many_experts_compile_without_graph_break() -> None:
+    torch.compiler.reset()
+    linear, x = with_experts(HiLoMoELinear(12, 10, MANY_EXPERTS)), torch.randn(7, 12)
+    expected = torch.autograd.grad(linear(x).square().sum(), list(linear.parameters()))
+    linear.compile(fullgraph=True, backend="aot_eager")
+    actual = torch.autograd.grad(linear(x).square().sum(), list(linear.parameters()))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-3)

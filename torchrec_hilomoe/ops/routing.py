@@ -131,7 +131,8 @@ class _ScoreRecurrence(torch.autograd.Function):
 
     Experts lead and samples trail, so that softmax and products run along the batch. Layers are
     halved again and again: once the first half of a block has its scores, one product adds them to
-    the logits of the second half. That is what autograd could not do in place, nor in its backward.
+    the logits of the second half. Differentiated by hand, because autograd would copy every slice
+    that these products update in place.
     """
 
     @staticmethod
