@@ -2,34 +2,34 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
-RANKS ?= 1
+RANKS ?= 2
 
 .PHONY: install train test test-fast lint format
 
 install: $(STAMP)
+	$(BIN)/python -m pip check
 
-# CPU wheels. CUDA users install with `pip install -e .` instead (see README).
+# CPU wheels. CUDA users run `pip install -e .` instead (see README).
 $(STAMP): pyproject.toml requirements-cpu.txt packaging/fbgemm-gpu-cpu-shim/pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet --requirement requirements-cpu.txt
-	$(BIN)/python -m pip check
 	@touch $(STAMP)
 
-train: install
+train: $(STAMP)
 	$(BIN)/torchrun --standalone --nproc_per_node=$(RANKS) examples/train_dlrm_hilomoe.py
 
-test: install
+test: $(STAMP)
 	$(BIN)/python -m pytest
 
-test-fast: install
+test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not multirank"
 
-lint: install
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: install
+format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
