@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 import warnings
@@ -24,6 +23,7 @@ from torchrec_hilomoe.training import (
     init_process_group,
     is_main_rank,
     shutdown,
+    torchrun_store,
 )
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -76,9 +76,8 @@ def launch(
 def _launch_time() -> str:
     """When the launch began, the same on every rank and after every restart by torchrun."""
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+    store = torchrun_store()
+    if store is None:
         return broadcast(now)
-    # torchrun's own store outlives the workers: what the first attempt wrote is still there.
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    # What the first attempt wrote is still there.
     return store.compare_set("torchrec_hilomoe/launch_time", "", now).decode()

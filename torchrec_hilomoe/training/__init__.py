@@ -15,6 +15,7 @@ from torchrec_hilomoe.training.distributed import (
     init_process_group,
     is_main_rank,
     shutdown,
+    torchrun_store,
 )
 from torchrec_hilomoe.training.interruption import TrainingInterrupted
 from torchrec_hilomoe.training.loop import Trainer
@@ -56,5 +57,6 @@ __all__ = [
     "score",
     "shard_model",
     "shutdown",
+    "torchrun_store",
     "train",
 ]

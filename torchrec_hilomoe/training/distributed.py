@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from typing import NoReturn, TypeVar
@@ -18,6 +20,7 @@ T = TypeVar("T")
 
 #: For `agree`: one rank may encode a large data set while the others wait.
 PREPARATION_TIMEOUT = timedelta(hours=24)
+_POLL_SECONDS = 0.02
 
 
 def init_process_group() -> torch.device:
@@ -36,11 +39,48 @@ def init_process_group() -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
-        if "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+        store: dist.Store | None = None  # the environment says where
+        if "WORLD_SIZE" not in os.environ:
+            store = dist.HashStore()
+        elif (shared := torchrun_store()) is not None:
+            store = _store_of_attempt(shared, rank, world_size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     return device
+
+
+def torchrun_store() -> dist.TCPStore | None:
+    """Torchrun's own store, which outlives workers that it restarts.
+
+    Returns:
+        TCPStore | None: None without torchrun, or where it keeps the store to itself.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+
+
+def _store_of_attempt(shared: dist.TCPStore, rank: int, world_size: int) -> dist.Store:
+    """A part of torchrun's store in which nothing is left from the workers before a restart.
+
+    Otherwise ranks would find the addresses of dead ones there and fail to connect. torchrun
+    numbers the restarts of each host apart, so that the ranks must agree on a name themselves:
+    each says hello under a name of its own, which only rank 0 of the same attempt answers.
+    """
+    if rank == 0:
+        attempt = uuid.uuid4().hex
+        for other in range(1, world_size):
+            while not shared.check([f"{attempt}/{other}"]):
+                if shared.check([f"hello/{other}"]):
+                    shared.set(f"welcome/{shared.get(f'hello/{other}').decode()}", attempt)
+                time.sleep(_POLL_SECONDS)
+    else:
+        name = uuid.uuid4().hex
+        shared.set(f"hello/{rank}", name)
+        attempt = shared.get(f"welcome/{name}").decode()
+        shared.set(f"{attempt}/{rank}", "")
+    return dist.PrefixStore(attempt, shared)
 
 
 def shutdown(exit_code: int = 0) -> NoReturn:
