@@ -33,6 +33,7 @@ class Bar(NamedTuple):
 
     value: float
     quartiles: tuple[float, float]  # of the ratio within a repetition
+    of_minima: float  # the same ratio of the shortest times
     bar: str
     of: str
 
@@ -82,6 +83,7 @@ def measure_bars(repetitions: int) -> tuple[dict[str, Bar], list[dict[str, objec
         "gemm_efficiency": Bar(
             efficiency["gemm_efficiency"],
             efficiency["gemm_efficiency_quartiles"],
+            efficiency["gemm_efficiency_of_minimum"],
             ">= 0.85",
             f"FLOP/s over the best GEMM's: {efficiency['input']}, L 16, K 8",
         ),
@@ -106,12 +108,14 @@ def _layer(
     floor = Bar(
         times.ratio("layer", "base") / flop_ratio,
         (low / flop_ratio, high / flop_ratio),
+        times.ratio_of_minima("layer", "base") / flop_ratio,
         "<= 1.08",
         "time over the base linear's, divided by the same ratio in FLOPs",
     )
     share = Bar(
         times.ratio("routing", "layer"),
         times.ratio_quartiles("routing", "layer"),
+        times.ratio_of_minima("routing", "layer"),
         "<= 0.08",
         "query, logits and scores alone over the whole layer",
     )
@@ -126,6 +130,7 @@ def _layer(
         "gflops": flops["layer"] / times.median("layer") / 1e9,
         "base_gflops": flops["base"] / times.median("base") / 1e9,
         "gemm_efficiency": rate / times.median("layer"),
+        "gemm_efficiency_of_minimum": rate / summary["layer"]["min"] * 1e3,
         "gemm_efficiency_quartiles": (
             rate / summary["layer"]["high"] * 1e3,
             rate / summary["layer"]["low"] * 1e3,
@@ -172,4 +177,10 @@ def _gather_over_dense(repetitions: int) -> Bar:
 
 
 def _bar(times: Times, case: str, over: str, bar: str, of: str) -> Bar:
-    return Bar(times.ratio(case, over), times.ratio_quartiles(case, over), bar, of)
+    return Bar(
+        times.ratio(case, over),
+        times.ratio_quartiles(case, over),
+        times.ratio_of_minima(case, over),
+        bar,
+        of,
+    )

@@ -16,6 +16,7 @@ import torch
 from bars import Bar, measure_bars
 from plots import plot_sweeps
 from sweeps import compare_archs, sweep_experts, sweep_layers, sweep_tokens
+from timing import keep_freed_memory
 
 
 def main() -> None:
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="sweep L, K, N and compare archs")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1: CPU clock)")
     args = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     repetitions = 3 if args.quick else 15
@@ -51,7 +53,7 @@ def main() -> None:
             "num_layers": sweep_layers([1, 2, 4, 8, 16, 32], few),
             "num_experts": sweep_experts([4, 8, 16, 32, 64, 128, 256, 512, 1024], few),
             "num_tokens": sweep_tokens([1, 2, 4, 8, 16, 32, 64, 128, 256, 512], few),
-            "archs": compare_archs([2048, 8192], [64, 128], 3),
+            "archs": compare_archs([(2048, 64), (2048, 128), (8192, 64)], 3),
         }
         results["sweeps"] = sweeps
         print_archs(sweeps["archs"])
@@ -64,10 +66,13 @@ def main() -> None:
 
 def print_bars(bars: dict[str, Bar]) -> None:
     """One line for each bar."""
-    print("| key | measured (quartiles) | bar | of |\n|---|---|---|---|")
+    print("| key | medians (quartiles) | minima | bar | of |\n|---|---|---|---|---|")
     for name, bar in bars.items():
         low, high = bar.quartiles
-        print(f"| `{name}` | {bar.value:.3f} ({low:.3f} to {high:.3f}) | {bar.bar} | {bar.of} |")
+        print(
+            f"| `{name}` | {bar.value:.3f} ({low:.3f} to {high:.3f}) | {bar.of_minima:.3f} "
+            f"| {bar.bar} | {bar.of} |"
+        )
 
 
 def print_layers(rows: list[dict]) -> None:
@@ -89,7 +94,7 @@ def print_archs(rows: list[dict]) -> None:
     """Training and inference time of each interaction arch."""
     print("\n| arch | B | D | training ms | inference ms |\n|---|---|---|---|---|")
     for row in rows:
-        for name, times in row["training_ms"].items():
+        for name, times in row["ms"].items():
             inference = row["inference_ms"][name]["median"]
             print(f"| {name} | {row['B']} | {row['D']} | {times['median']:.1f} | {inference:.1f} |")
 

@@ -86,28 +86,31 @@ def sweep_tokens(tokens: Iterable[int], repetitions: int) -> list[Row]:
     return rows
 
 
-def compare_archs(
-    batch_sizes: Iterable[int], embedding_dims: Iterable[int], repetitions: int
-) -> list[Row]:
+def compare_archs(sizes: Iterable[tuple[int, int]], repetitions: int) -> list[Row]:
     """Whole interaction archs at F 26, L 3, K 8 and 512 output features where they are free.
 
-    Training step and inference. Archs that would keep more than 4 GB for the backward are left
-    out: TorchRec's mixture keeps about ten copies of its input for each expert and layer.
+    Training step and inference. TorchRec's mixture keeps about ten copies of its input for each
+    expert and layer; where these take more than 8 GB it is left out.
+
+    Args:
+        sizes (Iterable[tuple[int, int]]): B and D.
+        repetitions (int): rounds of each size.
+
+    Returns:
+        list[Row]: times by arch, for each size.
     """
     rows = []
-    for batch_size in batch_sizes:
-        for dim in embedding_dims:
-            inputs = torch.randn(batch_size, dim), torch.randn(batch_size, 26, dim)
-            for tensor in inputs:
-                tensor.requires_grad_()
-            archs = interaction_archs(26, dim, 512, HiLoMoEConfig(3, 8))
-            if 10 * 3 * 8 * 4 * batch_size * 27 * dim > 4e9:
-                del archs["DCN LowRankMixtureCrossNet"]
-            row: Row = {"B": batch_size, "D": dim}
-            row["training_ms"] = _compare(archs, *inputs, repetitions=repetitions)["ms"]
-            forwards = {name: inference_step(arch, *inputs) for name, arch in archs.items()}
-            row["inference_ms"] = take_turns(forwards, repetitions).summary()
-            rows.append(row)
+    for batch_size, dim in sizes:
+        inputs = torch.randn(batch_size, dim), torch.randn(batch_size, 26, dim)
+        for tensor in inputs:
+            tensor.requires_grad_()
+        archs = interaction_archs(26, dim, 512, HiLoMoEConfig(3, 8))
+        if 10 * 3 * 8 * 4 * batch_size * 27 * dim > 8e9:
+            del archs["DCN LowRankMixtureCrossNet"]
+        forwards = {name: inference_step(arch, *inputs) for name, arch in archs.items()}
+        compared = _compare(archs, *inputs, repetitions=repetitions)
+        inference = take_turns(forwards, repetitions).summary()
+        rows.append({"B": batch_size, "D": dim, **compared, "inference_ms": inference})
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,10 @@ class Times:
         """Ratio of the medians of two cases."""
         return self.median(case) / self.median(over)
 
+    def ratio_of_minima(self, case: str, over: str) -> float:
+        """Ratio of the shortest times: what is left where other work on the machine adds least."""
+        return min(self._seconds[case]) / min(self._seconds[over])
+
     def ratio_quartiles(self, case: str, over: str) -> tuple[float, float]:
         """Lower and upper quartile of the ratio within a repetition."""
         pairs = zip(self._seconds[case], self._seconds[over], strict=True)
@@ -43,6 +48,18 @@ class Times:
             values = {"min": min(seconds), "median": self.median(case), "low": low, "high": high}
             summary[case] = {name: round(1e3 * value, 3) for name, value in values.items()}
         return summary
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep freed memory, as tcmalloc and jemalloc do and PyTorch advises for training.
+
+    Otherwise it hands it back beyond a threshold that one case stays below and another crosses,
+    and the pages of every large tensor of the latter are faulted in anew in each step.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of single tensors
 
 
 def take_turns(cases: Mapping[str, Step], repetitions: int) -> Times:
