@@ -1,10 +1,10 @@
-# make install | train | test | lint | format
+# make install | train | test | test-faults | lint | format
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 RANKS ?= 2
 
-.PHONY: install train test test-fast lint format
+.PHONY: install train test test-fast test-faults lint format
 
 install: $(STAMP)
 	$(BIN)/python -m pip check
