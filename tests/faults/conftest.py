@@ -73,7 +73,10 @@ class Launcher:
 
         values = {
             "checkpoint": str(checkpoint),
-            "data": {"test": str(next(self._cache.rglob("valid.parquet"))), "batch_size": 64},
+            "data": {
+                "test": str(next(self._cache.rglob("valid.parquet"))),
+                "batch_size": 32 * ranks,
+            },
             "predictions": str(predictions),
             "sharding": {"type": sharding},
         }

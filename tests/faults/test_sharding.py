@@ -20,18 +20,22 @@ pytestmark = [pytest.mark.multirank, pytest.mark.faults, pytest.mark.slow]
 # Row-wise Adagrad has a state for each row and shard: splitting columns changes it.
 SGD = ("optimizer.tables.name=sgd", "optimizer.tables.learning_rate=1.0")
 SUM = "data.schema.multi_valued=[{name:interests,separator:null,pooling:sum}]"
+WIDE = "model.embedding_dim=256"  # columns are split into pieces of at least 128
+# A bag is summed in another order where its rows are on several ranks.
+NO_BAGS = "data.schema.multi_valued=[]"
 TYPES = [
     ("auto",),
     ("table_wise",),
     ("row_wise",),
     ("table_row_wise",),
-    ("column_wise", *SGD),
-    ("table_column_wise", *SGD),
-    ("grid_shard", *SGD, SUM),
+    ("column_wise", *SGD, WIDE),
+    ("table_column_wise", *SGD, WIDE),
+    ("grid_shard", *SGD, SUM, WIDE),
     ("data_parallel",),
     ("data_parallel", "optimizer=adam_dense"),
     ("table_wise", "optimizer=adam_dense"),
 ]
+RESHARDED = ("model.dropout=0", *SGD, WIDE, NO_BAGS)
 
 
 def _losses(run: Path) -> dict[str, list[float]]:
@@ -67,7 +71,7 @@ def test_losses_of_one_rank_and_two(launch, tmp_path, sharding):
 def killed(launch, tmp_path_factory) -> Path:
     """A run of two ranks without dropout, killed in its second stage."""
     run = tmp_path_factory.mktemp("killed")
-    codes, log = launch(run, "model.dropout=0", *SGD, fault=Fault("batch", 25, (0, 1)))
+    codes, log = launch(run, *RESHARDED, fault=Fault("batch", 25, (0, 1)))
     assert -signal.SIGKILL in codes, log
     return run
 
@@ -77,11 +81,11 @@ def killed(launch, tmp_path_factory) -> Path:
     [(1, "row_wise"), (2, "table_wise"), (2, "column_wise"), (2, "table_row_wise")],
 )
 def test_a_run_goes_on_at_another_world_size_and_sharding(launch, killed, tmp_path, ranks, type_):
-    codes, log = launch(tmp_path / "whole", "model.dropout=0", *SGD)
+    codes, log = launch(tmp_path / "whole", *RESHARDED)
     assert codes == [0, 0], log
     run = tmp_path / "resumed"
     shutil.copytree(killed, run, symlinks=True)
-    codes, log = launch(run, "model.dropout=0", *SGD, f"sharding={type_}", ranks=ranks)
+    codes, log = launch(run, *RESHARDED, f"sharding={type_}", ranks=ranks)
     assert codes == [0] * ranks, log
     assert "resuming" in log
     actual, expected = (
@@ -105,8 +109,8 @@ def test_predictions_are_the_same_bits_under_every_plan(launch, killed, tmp_path
 
 def test_row_wise_adagrad_does_not_change_between_rows_and_columns(launch, tmp_path):
     """Its state under column types depends on the plan; the error says what to do."""
-    codes, log = launch(tmp_path, fault=Fault("batch", 25, (0, 1)))
+    codes, log = launch(tmp_path, WIDE, fault=Fault("batch", 25, (0, 1)))
     assert -signal.SIGKILL in codes, log
-    codes, log = launch(tmp_path, "sharding=column_wise")
+    codes, log = launch(tmp_path, WIDE, "sharding=column_wise")
     assert codes == [1, 1], log
     assert "checkpoint.warm_start" in log

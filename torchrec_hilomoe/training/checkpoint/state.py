@@ -84,7 +84,14 @@ def load_training(
     same_world &= {f"rank.{dist.get_rank()}.random.{d}" for d in _devices(model)} <= saved.keys()
     if same_world:
         state |= own
-    load_tensors(_pruned(state), weights)
+    try:
+        load_tensors(_pruned(state), weights)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Optimizer states fit the optimizers and kernels that they were saved with, "
+            "and row-wise Adagrad's under column-wise types fits that very plan. Resume with "
+            "these, or begin a new run from the weights with checkpoint.warm_start"
+        ) from None
     model.load_state_dict(state["model"])
     model.fused_optimizer.load_state_dict(state["fused"])
     for module in fused_modules(model):
