@@ -81,7 +81,7 @@ def sweep_tokens(tokens: Iterable[int], repetitions: int) -> list[Row]:
         modules = {name: _Execution(fn, linear) for name, fn in executions.items()}
         compared = _compare(modules, x, scores, repetitions=repetitions)
         rows.append(
-            {"N": num_tokens, "builds": building_is_cheaper(num_tokens, 64, 64), **compared}
+            {"N": num_tokens, "builds": building_is_cheaper(num_tokens, 64, 64, 24), **compared}
         )
     return rows
 

@@ -29,7 +29,7 @@ def _sequence(batch: int) -> tuple[Tensor]:
 
 
 def _long_sequence(batch: int) -> tuple[Tensor]:
-    return (torch.randn(batch, 15, 12),)  # runs on built weights
+    return (torch.randn(batch, 40, 12),)  # runs on built weights
 
 
 def _dense_and_sparse(batch: int) -> tuple[Tensor, Tensor]:

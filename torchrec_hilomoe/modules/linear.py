@@ -21,8 +21,8 @@ class RoutedLinear(nn.Module):
 
     with c the gate scale. ``weight`` and ``bias`` have the names, shapes and initial values of
     ``nn.Linear``, whose checkpoints load with ``strict=False``. U starts at 0, so that the output
-    equals the dense layer's bit for bit, and V as N(0, 1/d) [R]. (Sequences of more than
-    ``d o / (d + o)`` tokens run on built weights, equal up to rounding.)
+    equals the dense layer's bit for bit, and V as N(0, 1/d) [R]. (Long sequences run on built
+    weights, equal up to rounding.)
 
     Args:
         in_features (int): d.

@@ -52,7 +52,8 @@ def hilomoe_linear(
         return gathered_experts_linear(
             x, weight, bias, expert_u, expert_v, scores, gate_scale, top_k
         )
-    if building_is_cheaper(_num_tokens(x), x.size(-1), weight.size(0)):
+    num_experts = scores.size(1) * scores.size(2)
+    if building_is_cheaper(_num_tokens(x), x.size(-1), weight.size(0), num_experts):
         return built_weight_linear(x, weight, bias, expert_u, expert_v, scores, gate_scale)
     if torch.jit.is_scripting():
         return stacked_experts_linear(x, weight, bias, expert_u, expert_v, scores, gate_scale)
@@ -62,26 +63,30 @@ def hilomoe_linear(
         return execution(x, weight, bias, expert_u, expert_v, scores, gate_scale)
 
 
-def building_is_cheaper(num_tokens: int, in_features: int, out_features: int) -> bool:
-    """Whether one weight per sample costs fewer multiply-adds than experts on every token.
+def building_is_cheaper(
+    num_tokens: int, in_features: int, out_features: int, num_experts: int
+) -> bool:
+    """Whether one weight per sample takes less time than experts on every token.
 
-    Beside the base's ``N d o``, a sample costs ``N LK (d + o)`` with stacked experts and
-    ``LK d o`` with a built weight, so L and K drop out. The built weights, ``B d o`` numbers, are
-    then also fewer than those of x and y together.
+    Beside the base's ``N d o`` multiply-adds, a sample costs ``N LK (d + o)`` with stacked experts
+    and ``LK d o`` with a built weight. Writing and reading that weight was measured to take as
+    long as 64 further experts.
 
     Args:
         num_tokens (int): N, 1 for an input ``[B, d]``.
         in_features (int): d.
         out_features (int): o.
+        num_experts (int): LK, of all layers.
 
     Returns:
         bool: True where :func:`built_weight_linear` is the cheaper one.
 
     Example:
-        >>> [building_is_cheaper(n, 64, 64) for n in (1, 32, 33)]
-        [False, False, True]
+        >>> [building_is_cheaper(n, 64, 64, num_experts=96) for n in (1, 32, 64, 128)]
+        [False, False, True, True]
     """
-    return in_features * out_features < num_tokens * (in_features + out_features)
+    building = (num_experts + 64) * in_features * out_features
+    return building < num_tokens * num_experts * (in_features + out_features)
 
 
 def stacked_experts_linear(

@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 # Of x and y together, for each thread: 1.6 MB in float32. Times are flat from 1 to 2 MB.
 _TILE_NUMEL = 400_000
+# With less, reading the weight for each tile shows.
+_TILE_TOKENS = 256
 
 
 def tiling_is_cheaper(x: Tensor, weight: Tensor, scores: Tensor) -> bool:
@@ -30,7 +32,7 @@ def tiling_is_cheaper(x: Tensor, weight: Tensor, scores: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == scores.dtype
         and not torch.is_autocast_enabled("cpu")
-        and x.numel() // x.size(-1) * sum(weight.shape) > _TILE_NUMEL * torch.get_num_threads()
+        and _num_tiles(x, weight.size(0)) > 1
     )
 
 
@@ -126,9 +128,16 @@ class _TiledExperts(torch.autograd.Function):
         )
 
 
+def _num_tiles(x: Tensor, out_features: int) -> int:
+    """The fewest parts that fit a tile."""
+    num_tokens = x.numel() // x.size(-1)
+    tile_tokens = max(_TILE_NUMEL // (x.size(-1) + out_features), _TILE_TOKENS)
+    return -(-num_tokens // (tile_tokens * torch.get_num_threads()))
+
+
 def _tiles(samples: Tensor, y: Tensor) -> Iterator[slice]:
-    """Samples in the fewest parts that fit a tile, of equal size but for one sample."""
-    num_samples, numel = samples.size(0), samples.numel() + y.numel()
-    num_tiles = min(-(-numel // (_TILE_NUMEL * torch.get_num_threads())), num_samples)
+    """Samples in parts that fit a tile, of equal size but for one sample."""
+    num_samples = samples.size(0)
+    num_tiles = min(_num_tiles(samples, y.size(-1)), num_samples)
     for tile in range(num_tiles):
         yield slice(num_samples * tile // num_tiles, num_samples * (tile + 1) // num_tiles)
