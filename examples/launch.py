@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -41,7 +42,8 @@ def launch(
             JSON object that rank 0 prints as its last line.
         config_name (str): of the YAML file in ``conf``.
     """
-    warnings.filterwarnings("ignore", module="torchrec|torch.distributed")
+    warnings.filterwarnings("ignore", module=r"torchrec(\.|$)|torch\.distributed")
+    sys.path.insert(0, os.getcwd())  # for plugins
     init_process_group()
     started = _launch_time()
     OmegaConf.register_new_resolver("launch_time", lambda: started)
@@ -70,6 +72,9 @@ def launch(
         run()
     except SystemExit as ended:
         exit_code = ended.code if isinstance(ended.code, int) else 1
+    except Exception as error:  # Hydra's, of what it cannot compose
+        print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr)
+        exit_code = 1
     shutdown(exit_code)
 
 

@@ -56,7 +56,9 @@ def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
 
 def _describe(cls: type, problem: Any, prefix: str) -> str:
     """One readable line for one pydantic problem."""
-    path = ".".join(str(part) for part in (*prefix.split("."), *problem["loc"]) if part != "")
+    # Of the alternatives of a union pydantic names each by its type: not a part of the path.
+    location = [part for part in problem["loc"] if not _is_tag(part)]
+    path = ".".join(str(part) for part in (*prefix.split("."), *location) if part != "")
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _known_keys(cls, problem["loc"][:-1])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
@@ -70,6 +72,10 @@ def _describe(cls: type, problem: Any, prefix: str) -> str:
     if isinstance(problem["input"], Mapping) or problem["input"] is None and not problem["loc"]:
         return f"{path}: {message}"
     return f"{path}: {message} (got {problem['input']!r})"
+
+
+def _is_tag(part: Any) -> bool:
+    return part in ("str", "int", "float", "bool", "[key]") or str(part).startswith("list[")
 
 
 def _known_keys(cls: Any, path: tuple[Any, ...]) -> list[str]:

@@ -41,3 +41,23 @@ def test_hilomoe_counts_experts_and_routing():
     updates = (num_layers - 1) * k * query_dim  # of the query: its space is cheaper here
     expected = 2 * (base + head + experts + query + logits + updates)
     assert cost.flops_per_sample == pytest.approx(expected)
+
+
+def test_gathered_experts_are_counted():
+    d, o, num_layers, k, top_k = 100, 400, 2, 64, 2
+    cost = dense_cost(
+        _model(
+            name="hilomoe",
+            out_features=o,
+            num_layers=num_layers,
+            num_experts=k,
+            top_k=top_k,
+            query_dim=16,
+        ),
+        0,
+        4096,
+    )
+    experts = num_layers * top_k * (d + o)  # only the kept ones
+    routing = d * 16 + num_layers * k * 16 + (num_layers - 1) * top_k * 16
+    base, head = d * o, o
+    assert cost.flops_per_sample == pytest.approx(2 * (base + head + experts + routing), rel=0.01)

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.datasets.utils import Batch
 from torchrec.models.dlrm import DLRM
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_hilomoe.models import DLRM_HiLoMoE, DLRM_HiLoMoETrain
 from torchrec_hilomoe.modules import AuxiliaryLossConfig, HiLoMoEConfig
@@ -36,6 +41,28 @@ def test_wraps_torchrecs_own_model(collection, make_features):
     loss, output = DLRM_HiLoMoETrain(model)(batch)
     assert output.auxiliary == 0
     assert torch.equal(loss, output.loss)
+
+
+@pytest.mark.parametrize("weights", [AuxiliaryLossConfig(0.0, 0.0), AuxiliaryLossConfig()])
+def test_losses_are_on_the_models_device(weights):
+    meta = torch.device("meta")
+    table = EmbeddingBagConfig(
+        name="t", embedding_dim=8, num_embeddings=9, feature_names=["a", "b"]
+    )
+    tables = EmbeddingBagCollection(tables=[table], device=meta)
+    model = DLRM_HiLoMoE(tables, 5, [8], [1], 16, HiLoMoEConfig(num_experts=4), meta)
+    features = KeyedJaggedTensor.from_lengths_sync(
+        keys=["a", "b"], values=torch.ones(12).long(), lengths=torch.ones(12).int()
+    )
+    batch = Batch(torch.rand(6, 5), features, LABELS).to(meta)
+    model.sparse_arch = FakeTables()  # the lookup does not run on meta
+    loss, output = DLRM_HiLoMoETrain(model, weights)(batch)
+    assert {loss.device, output.loss.device, output.auxiliary.device} == {meta}
+
+
+class FakeTables(nn.Module):
+    def forward(self, features):
+        return torch.empty(6, 2, 8, device="meta")
 
 
 def test_state_dict_holds_the_model_once(collection):

@@ -47,9 +47,7 @@ def dense_cost(
         for part in (model.dense_arch, model.inter_arch, model.over_arch)
     )
     sparse = torch.empty(batch_size, f, d, device="meta")
-    # The counter knows addmm, but takes its in-place form for free.
-    in_place = {torch.ops.aten.addmm_: _addmm_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=in_place)
+    counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
     with counter, torch.no_grad():
         if model.dense_arch is None:
             dense, sparse = sparse[:, 0], sparse[:, 1:]
@@ -65,3 +63,26 @@ def dense_cost(
 def _addmm_flops(added: torch.Size, left: torch.Size, right: torch.Size, **kwargs: object) -> int:
     """FLOPs of ``added + left @ right``, as the counter has them for addmm."""
     return 2 * left[0] * left[1] * right[1]
+
+
+def _weighted_rows_flops(
+    table: torch.Size, rows: torch.Size, *args: object, **kwargs: object
+) -> int:
+    """FLOPs of summing so many rows of ``table`` with weights."""
+    return 2 * rows[0] * table[1]
+
+
+def _row_products_flops(
+    tokens: torch.Size, table: torch.Size, rows: torch.Size, *args: object, **kwargs: object
+) -> int:
+    """FLOPs of the products of tokens with so many rows of ``table``."""
+    return 2 * rows[0] * table[1]
+
+
+# What the counter takes for free: addmm in place, and the gathered experts of sparse routing.
+_UNCOUNTED = {
+    torch.ops.aten.addmm_: _addmm_flops,
+    torch.ops.aten._embedding_bag: _weighted_rows_flops,
+    torch.ops.aten._embedding_bag_forward_only: _weighted_rows_flops,
+    torch.ops.aten._embedding_bag_per_sample_weights_backward: _row_products_flops,
+}

@@ -97,12 +97,17 @@ def register_interaction(
         build: Callable[[InteractionContext, C], Interaction],
     ) -> Callable[[InteractionContext, C], Interaction]:
         taken = _ENTRIES.get(name)
-        if taken is not None and taken.build.__qualname__ != build.__qualname__:
+        if taken is not None and _origin(taken.build) != _origin(build):
             raise ValueError(f"interaction {name!r} is already registered: {taken.build}")
         _ENTRIES[name] = Entry(config, build)
         return build
 
     return register
+
+
+def _origin(build: Callable[..., Any]) -> tuple[str, str]:
+    """What tells a builder from others, and not from itself in a module imported again."""
+    return build.__module__, build.__qualname__
 
 
 def get_interaction(name: str) -> Entry[Any]:

@@ -75,7 +75,8 @@ class DLRM_HiLoMoETrain(nn.Module):  # noqa: N801 (named as the model it wraps)
         """
         logits = self.model(batch.dense_features, batch.sparse_features).squeeze(-1)
         task = self.loss_fn(logits, batch.labels.float())
-        auxiliary = self.auxiliary_loss().total
+        # On CPU where nothing routes.
+        auxiliary = self.auxiliary_loss().total.to(task.device)
         output = TrainOutput(
             task.detach(), logits.detach(), batch.labels.detach(), auxiliary.detach()
         )

@@ -26,7 +26,7 @@ ShardingType = Literal[
 ]
 
 Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass
@@ -47,7 +47,7 @@ class StageConfig:
 
     train: list[Part] = field(default_factory=lambda: list(PARTS))
     experts: bool = True
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     batches: Positive | None = None
     learning_rate_scale: dict[Part, Rate] = field(default_factory=dict)
     auxiliary: AuxiliaryLossConfig = field(default_factory=AuxiliaryLossConfig)
@@ -57,6 +57,8 @@ class StageConfig:
             raise ValueError("give the length of the stage by exactly one of epochs and batches")
         if not self.train:
             raise ValueError("train is empty: name the parts that learn")
+        if len(set(self.train)) < len(self.train):
+            raise ValueError(f"train names a part twice: {', '.join(self.train)}")
 
 
 @dataclass

@@ -145,10 +145,13 @@ class Trainer:
     def _is_over(self, planned: int) -> bool:
         if self.progress.evaluation_due:
             return False
-        stopped = self.progress.since_best == self._config.early_stopping_patience
-        if stopped:
+        if self.progress.stage_step >= planned:
+            return True
+        patience = self._config.early_stopping_patience
+        stopped = patience is not None and self.progress.since_best >= patience
+        if stopped and is_main_rank():
             logger.info("stopped early after %d evaluations", self.progress.since_best)
-        return stopped or self.progress.stage_step >= planned
+        return stopped
 
     def _end_stage(self, name: str, following: str | None) -> None:
         progress = self.progress

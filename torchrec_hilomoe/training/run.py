@@ -97,7 +97,10 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: names every key that is wrong.
     """
     values = dict(values)
-    import_plugins(values.pop("plugins", None) or [])
+    plugins = values.pop("plugins", None) or []
+    if not isinstance(plugins, list):
+        raise ConfigError(f"plugins: a list of module names, such as [my_module]; got {plugins!r}")
+    import_plugins(plugins)
     known = ("data", "model", "training", "optimizer", "sharding", "seed", "output_dir")
     unknown = sorted(set(values) - {*known, "checkpoint"})
     if unknown:
@@ -143,6 +146,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         ),
         PREPARATION_TIMEOUT,
     )
+    _check_fits(config, data, world_size)
     checkpoints = RunCheckpoints(
         config.output_dir / "checkpoints",
         config.checkpoint,
@@ -172,6 +176,22 @@ def train(config: RunConfig) -> dict[str, Any]:
     if is_main_rank():
         _write_json(config.output_dir / "metrics.json", metrics)
     return metrics
+
+
+def _check_fits(config: RunConfig, data: DataSource, world_size: int) -> None:
+    """Refuses what is valid by itself, but not for this data and launch."""
+    if config.model.batch_norm and config.data.batch_size < 2 * world_size:
+        raise ConfigError(
+            f"data.batch_size: batch norm needs at least 2 rows on each of {world_size} rank(s), "
+            f"got {config.data.batch_size}; raise it, or set model.batch_norm=false"
+        )
+    needs_valid = {
+        "training.schedule.name=plateau": config.training.schedule.name == "plateau",
+        "training.early_stopping_patience": config.training.early_stopping_patience is not None,
+    }
+    for key, needed in needs_valid.items():
+        if needed and not data.has_split("valid"):
+            raise ConfigError(f"data.valid: required by {key}, but not given")
 
 
 def build_sharded(
@@ -219,6 +239,7 @@ def _summary(
         "data": config.data.name,
         "seed": config.seed,
         "world_size": dist.get_world_size(),
+        "valid": None,
         **evaluated,
         "dense_parameters": cost.parameters,
         "dense_flops_per_sample": cost.flops_per_sample,

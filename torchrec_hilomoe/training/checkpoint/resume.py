@@ -42,7 +42,12 @@ def resume_point(resume: str, folder: Path) -> Path | None:
         return None
     if resume != "auto":
         path = Path(resume).resolve()
-        verify_on_all_ranks(path)
+        try:
+            verify_on_all_ranks(path)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"checkpoint.resume={resume}: {error}. Give auto, never, or a checkpoint's path"
+            ) from None
         return path
     candidates = broadcast(checkpoints_in(folder) if is_main_rank() else [])
     for path in reversed(candidates):
