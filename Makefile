@@ -20,7 +20,10 @@ train: $(STAMP)
 	$(BIN)/torchrun --standalone --nproc_per_node=$(RANKS) examples/train_dlrm_hilomoe.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not (faults and slow)"
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -m faults tests/faults
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not multirank"
