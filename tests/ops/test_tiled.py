@@ -13,7 +13,7 @@ from torchrec_hilomoe.ops import (
     tiling_is_cheaper,
 )
 
-LARGE = (1100, 6, 40), 30, 2, 8  # x, o, L, K: more than one tile of one thread, less than of two
+LARGE = (1100, 6, 40), 30, 2, 8  # x, o, L, K: more than one tile
 
 
 @pytest.fixture(autouse=True)
@@ -87,11 +87,11 @@ def test_silent_experts_leave_the_linear_bit_equal(shape, o) -> None:
     assert torch.equal(y, F.linear(x, weight, bias))
 
 
-def test_taken_for_more_than_one_tile_alone() -> None:
+def test_taken_for_more_than_one_tile_on_one_thread() -> None:
     large, small = random_inputs(*LARGE), random_inputs((50, 40), 30, 2, 8)
     assert "Tiled" in hilomoe_linear(*large).grad_fn.name()
     assert "Tiled" not in hilomoe_linear(*small).grad_fn.name()
-    torch.set_num_threads(2)  # each core has a cache of its own
+    torch.set_num_threads(2)
     assert "Tiled" not in hilomoe_linear(*large).grad_fn.name()
 
 

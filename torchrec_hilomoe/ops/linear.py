@@ -24,7 +24,7 @@ def hilomoe_linear(
 
     Takes the cheapest of :func:`gathered_experts_linear`, :func:`built_weight_linear` and
     :func:`stacked_experts_linear`; the last on tiles (:func:`tiled_experts_linear`) where that
-    saves memory traffic and nothing is being compiled. Gathering and tiles can be differentiated
+    saves memory traffic (:func:`tiling_is_cheaper`). Gathering and tiles can be differentiated
     once.
 
     Args:
