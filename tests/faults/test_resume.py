@@ -58,7 +58,8 @@ def test_saves_leave_no_trace_in_the_training(launch, undisturbed, tmp_path, ass
         ("sharding=column_wise", "training.schedule.name=plateau"),
         ("sharding=data_parallel", "optimizer.backbone.name=sgd"),
         ("training=single_stage", "model=dcn", "training.schedule.name=cosine"),
-        ("model=hilomoe_mlp", "data.num_workers=2", "training.early_stopping_patience=1"),
+        ("model=hilomoe_mlp", "training.early_stopping_patience=1"),
+        ("data.num_workers=1", "training.evaluations_per_epoch=1"),
     ],
     ids=lambda overrides: ",".join(overrides),
 )
