@@ -64,9 +64,16 @@ NAMES = [
     "run",
     "gone",
 ]
+QUICK = ("bit", "no manifest")
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=NAMES)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(damage, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, damage in zip(NAMES, DAMAGES, strict=True)
+    ],
+)
 def test_the_newest_whole_checkpoint_is_taken(
     launch, killed, undisturbed, assert_same_run, tmp_path, damage
 ):
@@ -81,6 +88,7 @@ def test_the_newest_whole_checkpoint_is_taken(
     assert_same_run(run, undisturbed(1))
 
 
+@pytest.mark.slow
 def test_without_any_whole_checkpoint_it_starts_anew(
     launch, killed, undisturbed, assert_same_run, tmp_path
 ):
@@ -94,6 +102,7 @@ def test_without_any_whole_checkpoint_it_starts_anew(
     assert_same_run(run, undisturbed(1))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(launch, killed, tmp_path):
     named = tmp_path / "checkpoint"
     shutil.copytree(sorted((killed / "checkpoints").glob("step-*"))[-1], named)
@@ -132,6 +141,7 @@ def test_a_full_disk_is_an_error_and_leaves_what_is_there(
     assert_same_run(run, undisturbed(2))
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_is_an_error(launch, small_disk):
     run = small_disk / "run"
     (run / "checkpoints").mkdir(parents=True)

@@ -66,6 +66,7 @@ def test_a_run_that_is_killed_again_and_again_is_the_undisturbed_run(
     assert_same_run(run, tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", SAVE_POINTS)
 def test_killed_within_the_first_save(launch, tmp_path, point):
     codes, log = launch(tmp_path, ranks=1, fault=Fault(point, 1))
