@@ -44,6 +44,7 @@ def launch(
     """
     warnings.filterwarnings("ignore", module=r"torchrec(\.|$)|torch\.distributed")
     sys.path.insert(0, os.getcwd())  # for plugins
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the message is printed here
     init_process_group()
     started = _launch_time()
     OmegaConf.register_new_resolver("launch_time", lambda: started)
@@ -73,7 +74,9 @@ def launch(
     except SystemExit as ended:
         exit_code = ended.code if isinstance(ended.code, int) else 1
     except Exception as error:  # Hydra's, of what it cannot compose
-        print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr)
+        message = str(error).split("\nTo append to your config")[0]
+        given = " ".join(sys.argv[1:])
+        print(f"error on rank {dist.get_rank()}: {message}\nGiven: {given}", file=sys.stderr)
         exit_code = 1
     shutdown(exit_code)
 

@@ -67,4 +67,4 @@ def test_own_data_set_and_model(launch, tmp_path):
     ).result
     assert (result["model"], result["data"]) == ("average", "shop")
     assert result["train_batches"] == 3 * 5
-    assert "valid" not in result
+    assert result["valid"] is None
