@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+from torchrec.distributed.types import (
+    EnumerableShardingSpec,
+    ParameterSharding,
+    ShardingPlan,
+    ShardMetadata,
+)
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.models import parse_model_config
+from torchrec_hilomoe.training import ShardingConfig, TableOptimizerConfig, build_sharded
+from torchrec_hilomoe.training.plan_report import describe_plan
+
+MIB_ROWS = (1 << 20) // 4 // 8  # rows of 8 floats in a mebibyte
+
+
+def _table(name: str, rows: int) -> EmbeddingBagConfig:
+    return EmbeddingBagConfig(name=name, embedding_dim=8, num_embeddings=rows, feature_names=[name])
+
+
+def _split(rows: tuple[int, ...]) -> ParameterSharding:
+    starts = [sum(rows[:i]) for i in range(len(rows))]
+    shards = [
+        ShardMetadata(shard_offsets=[start, 0], shard_sizes=[size, 8], placement=f"rank:{rank}/cpu")
+        for rank, (start, size) in enumerate(zip(starts, rows, strict=True))
+    ]
+    return ParameterSharding(
+        sharding_type="row_wise",
+        compute_kernel="fused",
+        ranks=list(range(len(rows))),
+        sharding_spec=EnumerableShardingSpec(shards),
+    )
+
+
+def test_every_table_and_the_memory_of_each_rank():
+    replicated = ParameterSharding(sharding_type="data_parallel", compute_kernel="dense")
+    plan = ShardingPlan({"ebc": {"small": replicated, "large": _split((3 * MIB_ROWS, MIB_ROWS))}})
+    tables = [_table("small", MIB_ROWS), _table("large", 4 * MIB_ROWS)]
+    assert describe_plan(plan, tables, world_size=2).splitlines() == [
+        "sharding plan (weights in MiB):",
+        f"  large: {4 * MIB_ROWS:,} x 8, row_wise; rank 0: 3.00, rank 1: 1.00",
+        f"  small: {MIB_ROWS:,} x 8, data_parallel; rank 0: 1.00, rank 1: 1.00",
+        "  together: rank 0: 4.00, rank 1: 2.00",
+    ]
+
+
+def test_a_plan_that_does_not_fit_names_the_table(device, features):
+    with pytest.raises(ConfigError, match="the largest table is t_user, 40 x 8"):
+        build_sharded(
+            parse_model_config({"name": "hilomoe", "embedding_dim": 8}),
+            features,
+            ShardingConfig("table_wise", memory_per_rank_gib=1e-7),
+            TableOptimizerConfig(),
+            seed=0,
+            device=device,
+        )
