@@ -97,7 +97,13 @@ class Trainer:
             HiLoMoEError: the loss is not finite, or a checkpoint cannot be written.
         """
         names = list(self._stages)
-        first = names.index(self.progress.stage) if self.progress.stage else 0
+        present = self.progress.stage or names[0]
+        if present not in names:
+            raise ConfigError(
+                f"training.stages: the checkpoint to resume is in the stage {present!r}, which is "
+                f"not among {', '.join(names)}; begin a new run with checkpoint.warm_start"
+            )
+        first = names.index(present)
         if not self.progress.finished:
             with self._watch:
                 for name, following in zip(names[first:], [*names[first + 1 :], None], strict=True):
