@@ -138,3 +138,5 @@ class RunCheckpoints:
                 continue
             load_weights(model, path / WEIGHTS)
             return
+        if self._source is not None:  # a finished run, resumed into another folder
+            load_weights(model, self._source / WEIGHTS)
