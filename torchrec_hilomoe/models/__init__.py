@@ -8,6 +8,11 @@ from torchrec_hilomoe.models.build import (
     parse_model_config,
 )
 from torchrec_hilomoe.models.dlrm import DLRM_HiLoMoE, InteractionDLRM
+from torchrec_hilomoe.models.ensemble import (
+    EnsembleInteractionArch,
+    EnsembleOverArch,
+    TaskLoss,
+)
 from torchrec_hilomoe.models.interactions import InteractionCatArch
 from torchrec_hilomoe.models.over_arch import OverArch
 from torchrec_hilomoe.models.registry import (
@@ -24,6 +29,8 @@ from torchrec_hilomoe.models.train import DLRM_HiLoMoETrain, TrainOutput
 __all__ = [
     "DLRM_HiLoMoE",
     "DLRM_HiLoMoETrain",
+    "EnsembleInteractionArch",
+    "EnsembleOverArch",
     "Interaction",
     "InteractionCatArch",
     "InteractionContext",
@@ -31,6 +38,7 @@ __all__ = [
     "ModelConfig",
     "OverArch",
     "SparseArch",
+    "TaskLoss",
     "TrainOutput",
     "build_model",
     "get_interaction",

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from torch import nn
 from torchrec.models.dlrm import DenseArch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from torchrec_hilomoe.config import STRICT, parse_config
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models.dlrm import InteractionDLRM
+from torchrec_hilomoe.models.ensemble import EnsembleInteractionArch, EnsembleOverArch
 from torchrec_hilomoe.models.over_arch import OverArch
 from torchrec_hilomoe.models.registry import InteractionContext, get_interaction
 
@@ -27,13 +29,17 @@ class ModelConfig:
 
     Attributes:
         name (str): the registered interaction architecture.
-        embedding_dim (int): D, the embedding dimension of every table.
+        embedding_dim (int): D, the embedding dimension of every table; of each member's part of it
+            in an ensemble.
         embedding_init_std (float | None): initialise tables from N(0, std²); None for TorchRec's
             uniform(-1/√n, 1/√n) over n rows.
         dense_arch_layer_sizes (list[int]): hidden widths of the dense arch; D is appended.
         over_arch_layer_sizes (list[int]): hidden widths of the over arch; 1 is appended.
         batch_norm (bool): batch normalisation in the over arch.
         dropout (float): dropout in the over arch.
+        ensemble_size (int): S, members of an ensemble. Each has D columns of the tables, an
+            interaction and an over arch of its own and learns by its own loss; the model predicts
+            the mean of their probabilities. 1 is no ensemble.
         interaction (Any): options of the interaction: an instance of its registered dataclass.
     """
 
@@ -46,7 +52,13 @@ class ModelConfig:
     over_arch_layer_sizes: list[Width] = field(default_factory=list)
     batch_norm: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ensemble_size: Width = 1
     interaction: Any = None
+
+    @property
+    def table_dim(self) -> int:
+        """Columns of every table: those of all members."""
+        return self.embedding_dim * self.ensemble_size
 
 
 def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -108,7 +120,7 @@ def build_model(
 
     Args:
         config (ModelConfig): from `parse_model_config`.
-        embedding_bag_collection (EmbeddingBagCollection): tables of dimension ``embedding_dim``.
+        embedding_bag_collection (EmbeddingBagCollection): tables of ``table_dim`` columns.
         num_dense_features (int): dense features of the data, 0 if there are none.
         device (torch.device | None): device of everything but the tables.
 
@@ -118,23 +130,32 @@ def build_model(
     Raises:
         ConfigError: an option does not fit the data.
     """
-    d = config.embedding_dim
     num_sparse = sum(
         len(table.feature_names) for table in embedding_bag_collection.embedding_bag_configs()
     )
     dense_arch = None
     if num_dense_features:
-        sizes = [*config.dense_arch_layer_sizes, d]
+        sizes = [*config.dense_arch_layer_sizes, config.table_dim]
         dense_arch = DenseArch(num_dense_features, sizes, device)
     context = InteractionContext(
-        num_sparse if dense_arch is not None else num_sparse - 1, d, device
+        num_sparse if dense_arch is not None else num_sparse - 1, config.embedding_dim, device
     )
+    members = [_build_member(config, context) for _ in range(config.ensemble_size)]
+    inter_arch, over_arch = members[0]
+    if config.ensemble_size > 1:
+        inter_arch = EnsembleInteractionArch([inter for inter, _ in members])
+        over_arch = EnsembleOverArch([over for _, over in members])
+    return InteractionDLRM(embedding_bag_collection, dense_arch, inter_arch, over_arch)
+
+
+def _build_member(config: ModelConfig, context: InteractionContext) -> tuple[nn.Module, nn.Module]:
+    """Interaction and over arch."""
     interaction = get_interaction(config.name).build(context, config.interaction)
     over_arch = OverArch(
         interaction.out_features,
         [*config.over_arch_layer_sizes, 1],
         batch_norm=config.batch_norm,
         dropout=config.dropout,
-        device=device,
+        device=context.device,
     )
-    return InteractionDLRM(embedding_bag_collection, dense_arch, interaction.module, over_arch)
+    return interaction.module, over_arch

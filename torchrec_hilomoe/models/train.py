@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchrec.datasets.utils import Batch
 
+from torchrec_hilomoe.models.ensemble import TaskLoss
 from torchrec_hilomoe.modules import AuxiliaryLoss, AuxiliaryLossConfig
 
 
@@ -61,7 +62,7 @@ class DLRM_HiLoMoETrain(nn.Module):  # noqa: N801 (named as the model it wraps)
     def __init__(self, model: nn.Module, auxiliary: AuxiliaryLossConfig | None = None) -> None:
         super().__init__()
         self.model = model
-        self.loss_fn = nn.BCEWithLogitsLoss()
+        self.task_loss = TaskLoss(model)
         self.auxiliary_loss = AuxiliaryLoss(model, auxiliary or AuxiliaryLossConfig())
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, TrainOutput]:
@@ -71,13 +72,14 @@ class DLRM_HiLoMoETrain(nn.Module):  # noqa: N801 (named as the model it wraps)
             batch (Batch): dense_features [B, num_features], sparse_features, labels [B] in {0, 1}.
 
         Returns:
-            tuple[torch.Tensor, TrainOutput]: task loss + auxiliary losses, and the parts.
+            tuple[torch.Tensor, TrainOutput]: task loss (of an ensemble the sum of its members') +
+            auxiliary losses, and the parts.
         """
         logits = self.model(batch.dense_features, batch.sparse_features).squeeze(-1)
-        task = self.loss_fn(logits, batch.labels.float())
+        task, to_minimise = self.task_loss(logits, batch.labels.float())
         # On CPU where nothing routes.
         auxiliary = self.auxiliary_loss().total.to(task.device)
         output = TrainOutput(
             task.detach(), logits.detach(), batch.labels.detach(), auxiliary.detach()
         )
-        return task + auxiliary, output
+        return to_minimise + auxiliary, output

@@ -216,7 +216,7 @@ def build_sharded(
         DistributedModelParallel: around a `DLRM_HiLoMoETrain`.
     """
     torch.manual_seed(seed)
-    collection = make_tables(features, config.embedding_dim)
+    collection = make_tables(features, config.table_dim)
     dense = build_model(config, collection, len(features.dense), device)
     model = shard_model(DLRM_HiLoMoETrain(dense), sharding, tables, device)
     init_tables(model, seed, config.embedding_init_std)
