@@ -16,7 +16,9 @@ from torchrec_hilomoe.modules import (
     HiLoMoEInteractionArch,
     HiLoMoELinear,
     HiLoMoEMLP,
+    HiLoMoETwoStreamArch,
     Routing,
+    TwoStreamConfig,
 )
 
 __all__ = [
@@ -29,9 +31,11 @@ __all__ = [
     "HiLoMoEInteractionArch",
     "HiLoMoELinear",
     "HiLoMoEMLP",
+    "HiLoMoETwoStreamArch",
     "HierarchicalRouter",
     "Interaction",
     "InteractionContext",
     "Routing",
+    "TwoStreamConfig",
     "register_interaction",
 ]

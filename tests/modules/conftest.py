@@ -13,8 +13,10 @@ from torchrec_hilomoe.modules import (
     HiLoMoEInteractionArch,
     HiLoMoELinear,
     HiLoMoEMLP,
+    HiLoMoETwoStreamArch,
     RoutedLinear,
     Routing,
+    TwoStreamConfig,
 )
 
 Case = tuple[Callable[..., nn.Module], tuple[object, ...], Callable[[int], tuple[object, ...]]]
@@ -49,6 +51,7 @@ CASES: dict[str, Case] = {
     "linear_long_sequence": (HiLoMoELinear, (12, 10), _long_sequence),
     "mlp": (HiLoMoEMLP, (12, [10, 8]), _flat),
     "crossnet": (HiLoMoECrossNet, (12, 2), _flat),
+    "two_stream": (HiLoMoETwoStreamArch, (2, 4, TwoStreamConfig(10, 8, 2)), _dense_and_sparse),
     "interaction": (HiLoMoEInteractionArch, (2, 4, 10), _dense_and_sparse),
 }
 

@@ -22,6 +22,8 @@ from torchrec_hilomoe.modules import (
     HiLoMoECrossNet,
     HiLoMoEInteractionArch,
     HiLoMoEMLP,
+    HiLoMoETwoStreamArch,
+    TwoStreamConfig,
 )
 
 
@@ -235,3 +237,31 @@ def build_hilomoe_mlp(context: InteractionContext, config: HiLoMoEMLPOptions) ->
         raise ConfigError("model.layer_sizes: needs at least one layer, got []")
     mlp = HiLoMoEMLP(context.in_features, config.layer_sizes, config, device=context.device)
     return Interaction(InteractionCatArch(mlp), config.layer_sizes[-1])
+
+
+@dataclass(frozen=True)
+class HiLoMoETwoStreamOptions(TwoStreamConfig, HiLoMoEConfig):
+    """Options of `HiLoMoETwoStreamArch`, flat: of the streams and of the experts.
+
+    ``batch_norm`` and ``dropout`` are the model's: they hold for streams and over arch alike.
+    """
+
+    __pydantic_config__ = STRICT
+
+
+@register_interaction("hilomoe_two_stream", HiLoMoETwoStreamOptions)
+def build_hilomoe_two_stream(
+    context: InteractionContext, config: HiLoMoETwoStreamOptions
+) -> Interaction:
+    """Two streams, one with routed experts, and their bilinear fusion."""
+    try:
+        arch = HiLoMoETwoStreamArch(
+            context.num_sparse_features,
+            context.embedding_dim,
+            config,
+            config,
+            device=context.device,
+        )
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from None
+    return Interaction(arch, arch.out_features)

@@ -15,20 +15,28 @@ from torchrec_hilomoe.modules.losses import (
 from torchrec_hilomoe.modules.mlp import HiLoMoEMLP
 from torchrec_hilomoe.modules.parts import Part, parameter_part, set_experts_enabled
 from torchrec_hilomoe.modules.router import HierarchicalRouter, Routing
+from torchrec_hilomoe.modules.two_stream import (
+    BilinearFusion,
+    HiLoMoETwoStreamArch,
+    TwoStreamConfig,
+)
 
 __all__ = [
     "AuxiliaryLoss",
     "AuxiliaryLossConfig",
     "AuxiliaryLosses",
+    "BilinearFusion",
     "HiLoMoEConfig",
     "HiLoMoECrossNet",
     "HiLoMoEInteractionArch",
     "HiLoMoELinear",
     "HiLoMoEMLP",
+    "HiLoMoETwoStreamArch",
     "HierarchicalRouter",
     "Part",
     "RoutedLinear",
     "Routing",
+    "TwoStreamConfig",
     "expert_diversity_loss",
     "load_balance_loss",
     "parameter_part",

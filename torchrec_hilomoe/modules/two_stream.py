@@ -1,12 +1,35 @@
 """Two streams of features, one of them with routed experts, joined by a bilinear fusion."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.modules.linear import HiLoMoELinear
+
+
+@dataclass(frozen=True)
+class TwoStreamConfig:
+    """Shape of the streams of :class:`HiLoMoETwoStreamArch`.
+
+    Args:
+        expert_width (int): width of the stream with routed experts.
+        plain_width (int): width of the stream without.
+        num_heads (int): heads of the bilinear fusion; divides both widths.
+        batch_norm (bool): normalise each stream before its ReLU.
+        dropout (float): dropout on each stream.
+    """
+
+    __pydantic_config__ = STRICT
+
+    expert_width: int = 400
+    plain_width: int = 400
+    num_heads: int = 10
+    batch_norm: bool = False
+    dropout: float = 0.0
 
 
 class BilinearFusion(nn.Module):
@@ -69,4 +92,83 @@ class BilinearFusion(nn.Module):
         """
         x_heads = x.unflatten(1, (self.num_heads, -1)).transpose(0, 1)  # [H, B, x_part]
         y_heads = y.unflatten(1, (self.num_heads, -1)).transpose(0, 1)  # [H, B, y_part]
-        return (torch.bmm(x_heads, self.weight) * y_heads).sum(dim=2).t()
+        products = torch.bmm(x_heads, self.weight) * y_heads
+        # TorchScript's autocast sums in float32, and would hand that on where eager does not.
+        return products.sum(dim=2).t().type_as(x)
+
+
+class HiLoMoETwoStreamArch(nn.Module):
+    """Two wide layers over all features, one with routed experts, and the products of both.
+
+    A drop-in for the ``inter_arch`` of ``torchrec.models.dlrm.DLRM``. Each stream is a linear
+    layer over the concatenated features, batch normalisation if asked for, a ReLU and dropout; the
+    first stream's linear is a :class:`HiLoMoELinear`, the second's is plain. Output are both
+    streams and their :class:`BilinearFusion`, so that a single linear layer behind it makes the
+    logit of FinalMLP. One stream with experts and one without was better than two with, and
+    two narrow streams better than one wide [R].
+
+    Notation, as TorchRec's: B batch size, F number of sparse features, D embedding dimension.
+
+    Args:
+        num_sparse_features (int): F.
+        embedding_dim (int): D.
+        streams (TwoStreamConfig): widths, heads, normalisation and dropout of the streams.
+        config (HiLoMoEConfig): experts and routing of the first stream.
+        device (torch.device | None): default compute device.
+        dtype (torch.dtype | None): dtype of the parameters.
+
+    Attributes:
+        out_features (int): width of the output: both streams and the heads.
+
+    Raises:
+        ValueError: the streams cannot be cut into so many heads.
+
+    Example:
+        >>> streams = TwoStreamConfig(expert_width=32, plain_width=16, num_heads=4)
+        >>> arch = HiLoMoETwoStreamArch(2, 8, streams, HiLoMoEConfig(num_layers=3, num_experts=4))
+        >>> arch(dense_features=torch.rand(5, 8), sparse_features=torch.rand(5, 2, 8)).shape
+        torch.Size([5, 52])
+    """
+
+    def __init__(
+        self,
+        num_sparse_features: int,
+        embedding_dim: int,
+        streams: TwoStreamConfig,
+        config: HiLoMoEConfig,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        d = (num_sparse_features + 1) * embedding_dim
+        wide, plain = streams.expert_width, streams.plain_width
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.out_features = wide + plain + streams.num_heads
+        self.expert_stream = nn.Sequential(
+            HiLoMoELinear(d, wide, config, device, dtype), *_activation(wide, streams, **factory)
+        )
+        self.plain_stream = nn.Sequential(
+            nn.Linear(d, plain, **factory), *_activation(plain, streams, **factory)
+        )
+        self.fusion = BilinearFusion(wide, plain, streams.num_heads, device, dtype)
+
+    def forward(self, dense_features: Tensor, sparse_features: Tensor) -> Tensor:
+        """Combines the outputs of dense and sparse arch.
+
+        Args:
+            dense_features (Tensor): ``[B, D]``.
+            sparse_features (Tensor): ``[B, F, D]``.
+
+        Returns:
+            Tensor: ``[B, out_features]``.
+        """
+        combined = torch.cat((dense_features, sparse_features.flatten(1)), dim=1)  # [B, (F+1)D]
+        x, y = self.expert_stream(combined), self.plain_stream(combined)
+        return torch.cat((x, y, self.fusion(x, y)), dim=1)
+
+
+def _activation(width: int, streams: TwoStreamConfig, **factory: Any) -> list[nn.Module]:
+    """What follows a stream's linear."""
+    norm = [nn.BatchNorm1d(width, **factory)] if streams.batch_norm else []
+    dropout = [nn.Dropout(streams.dropout)] if streams.dropout else []
+    return [*norm, nn.ReLU(), *dropout]

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from torchrec_hilomoe.modules import (
+    BilinearFusion,
+    HiLoMoEConfig,
+    HiLoMoETwoStreamArch,
+    TwoStreamConfig,
+)
+
+
+def test_fusion_equals_torchs_bilinear_head_by_head() -> None:
+    fusion = BilinearFusion(12, 8, num_heads=4)
+    x, y = torch.randn(5, 12), torch.randn(5, 8)
+    expected = torch.stack(
+        [
+            nn.functional.bilinear(x[:, 3 * h : 3 * h + 3], y[:, 2 * h : 2 * h + 2], w[None])[:, 0]
+            for h, w in enumerate(fusion.weight)
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(fusion(x, y), expected)
+
+
+def test_fusion_weights_keep_the_scale_of_a_head() -> None:
+    torch.manual_seed(0)
+    fusion = BilinearFusion(1000, 600, num_heads=2)
+    assert fusion.weight.std().item() == pytest.approx((2 / 800) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("num_heads", [0, 5, 24])
+def test_heads_must_divide_both_streams(num_heads: int) -> None:
+    with pytest.raises(ValueError, match=f"num_heads must divide .* 12 and 8; got {num_heads}"):
+        BilinearFusion(12, 8, num_heads)
+
+
+def _arch(**streams: object) -> HiLoMoETwoStreamArch:
+    torch.manual_seed(0)
+    shape = TwoStreamConfig(expert_width=10, plain_width=8, num_heads=2, **streams)
+    arch = HiLoMoETwoStreamArch(2, 4, shape, HiLoMoEConfig(3, 4))
+    nn.init.normal_(arch.expert_stream[0].expert_u)
+    return arch
+
+
+def test_output_is_both_streams_and_their_products() -> None:
+    arch = _arch()
+    inputs = {"dense_features": torch.randn(5, 4), "sparse_features": torch.randn(5, 2, 4)}
+    flat = torch.cat((inputs["dense_features"], inputs["sparse_features"].flatten(1)), dim=1)
+    x, y = torch.relu(arch.expert_stream[0](flat)), torch.relu(arch.plain_stream[0](flat))
+    output = arch(**inputs)
+    assert output.shape == (5, arch.out_features)
+    torch.testing.assert_close(output, torch.cat((x, y, arch.fusion(x, y)), dim=1))
+
+
+def test_batch_norm_and_dropout_of_both_streams() -> None:
+    arch = _arch(batch_norm=True, dropout=0.5)
+    for stream, width in ((arch.expert_stream, 10), (arch.plain_stream, 8)):
+        _, norm, relu, dropout = stream
+        assert isinstance(norm, nn.BatchNorm1d)
+        assert norm.num_features == width
+        assert isinstance(relu, nn.ReLU)
+        assert dropout.p == 0.5
+
+
+def test_only_the_first_stream_has_experts() -> None:
+    names = {name for name, _ in _arch().named_parameters() if "expert_u" in name}
+    assert names == {"expert_stream.0.expert_u"}
