@@ -1,0 +1,207 @@
+"""Runs of the accuracy benchmark: started as users start them, kept in one CSV file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from accuracy_plan import Entry
+from pyarrow import csv as pyarrow_csv
+from pyarrow import parquet
+
+COLUMNS = [
+    "data",
+    "model",
+    "kind",
+    "seed",
+    "overrides",
+    "valid_auc",
+    "test_auc",
+    "test_logloss",
+    "flops_per_sample",
+    "dense_parameters",
+    "seconds",
+]
+
+
+class RunError(Exception):
+    """A run ended with an error, or there is no time left for it."""
+
+
+class RunTable:
+    """The finished runs, one CSV line each.
+
+    Args:
+        path (Path): created with the first run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self.rows: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def append(self, row: dict[str, object]) -> None:
+        """Adds a run, on disk before it returns."""
+        with self._lock:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new = not self.path.exists()
+            with self.path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+            self.rows.append({key: str(value) for key, value in row.items()})
+
+    def trials(self, entry: Entry) -> list[tuple[list[str], float]]:
+        """Overrides and valid AUC of the tuning runs so far that lie in the entry's space."""
+        trials = [
+            (json.loads(row["overrides"]), float(row["valid_auc"]))
+            for row in self._of(entry, "trial")
+        ]
+        return [
+            (overrides, auc)
+            for overrides, auc in trials
+            if {key: value for key, _, value in (o.partition("=") for o in overrides)}.keys()
+            == entry.space.keys()
+            and all(v in entry.space[k] for k, _, v in (o.partition("=") for o in overrides))
+        ]
+
+    def best_trial(self, entry: Entry) -> list[str] | None:
+        """What tuning chose, by valid AUC; None before any trial."""
+        if not entry.space:
+            return []
+        trials = self.trials(entry)
+        return max(trials, key=lambda trial: trial[1])[0] if trials else None
+
+    def seeds(self, entry: Entry, seeds: Sequence[int]) -> set[int]:
+        """Those of the seeds that are done."""
+        return {int(row["seed"]) for row in self._of(entry, "seed")} & set(seeds)
+
+    def _of(self, entry: Entry, kind: str) -> list[dict[str, str]]:
+        own = {"data": entry.data, "model": entry.model, "kind": kind}
+        return [row for row in self.rows if own.items() <= row.items()]
+
+
+class Runner:
+    """Starts runs of ``examples/train_dlrm_hilomoe.py``, one thread each.
+
+    Args:
+        table (RunTable): where finished runs go.
+        root (Path | None): folder of the data files.
+        work (Path): scratch folder for outputs and carved splits.
+        deadline (float): no run begins after this time of `time.monotonic`.
+    """
+
+    def __init__(self, table: RunTable, root: Path | None, work: Path, deadline: float) -> None:
+        self.table = table
+        self._root = root
+        self._work = work
+        self._deadline = deadline
+        self._carving = threading.Lock()
+
+    def run(self, entry: Entry, kind: str, seed: int, chosen: Sequence[str]) -> float:
+        """Trains once and adds the run to the table.
+
+        Args:
+            entry (Entry): data and model.
+            kind (str): ``trial`` sees valid alone, ``seed`` the test split too.
+            seed (int): of initialisation and data order.
+            chosen (Sequence[str]): overrides after those of the entry.
+
+        Returns:
+            float: valid AUC of the best weights.
+
+        Raises:
+            RunError: the run failed; the message has the end of its output.
+        """
+        if time.monotonic() > self._deadline:
+            raise RunError("no time left")
+        output = self._work / "runs" / f"{entry.data}-{entry.model}-{kind}-{os.getpid()}"
+        output = output.with_name(f"{output.name}-{threading.get_ident()}")
+        command = [
+            sys.executable,
+            "examples/train_dlrm_hilomoe.py",
+            *entry.overrides,
+            *chosen,
+            *self._files(entry, with_test=kind == "seed"),
+            f"seed={seed}",
+            f"output_dir={output}",
+            "checkpoint.resume=never",
+        ]
+        # Freed memory stays with the process: glibc would fault large tensors in at each step.
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "MALLOC_MMAP_MAX_": "0",
+            "MALLOC_TRIM_THRESHOLD_": "-1",
+        }
+        began = time.monotonic()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        shutil.rmtree(output, ignore_errors=True)
+        if done.returncode:
+            raise RunError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+        metrics = json.loads(done.stdout.splitlines()[-1])
+        test = metrics.get("test") or {}
+        row = {
+            "data": entry.data,
+            "model": entry.model,
+            "kind": kind,
+            "seed": seed,
+            "overrides": json.dumps(list(chosen)),
+            "valid_auc": round(metrics["valid"]["auc"], 6),
+            "test_auc": round(test["auc"], 6) if kind == "seed" else "",
+            "test_logloss": round(test["logloss"], 6) if kind == "seed" else "",
+            "flops_per_sample": metrics["dense_flops_per_sample"],
+            "dense_parameters": metrics["dense_parameters"],
+            "seconds": round(time.monotonic() - began),
+        }
+        self.table.append(row)
+        print(
+            f"{entry.name} {kind} {seed} {' '.join(chosen)}: valid {row['valid_auc']} "
+            f"test {row['test_auc']} in {row['seconds']} s",
+            flush=True,
+        )
+        return float(row["valid_auc"])
+
+    def _files(self, entry: Entry, with_test: bool) -> list[str]:
+        if not entry.files:
+            return []
+        if self._root is None:
+            raise RunError("--root: required, the folder of the data files of the plan")
+        valid, test = self._carve(entry)
+        given = [f"data.train={self._root / entry.files['train']}", f"data.valid={valid}"]
+        return [*given, f"data.test={test}"] if with_test else given
+
+    def _carve(self, entry: Entry) -> tuple[Path, Path]:
+        """Halves the valid file, by chance but always alike: one half to choose by, one to test."""
+        assert self._root is not None
+        source = self._root / entry.files["valid"]
+        halves = [
+            self._work / "data" / f"{entry.data}-{half}.parquet" for half in ("valid", "test")
+        ]
+        with self._carving:
+            if not all(half.exists() for half in halves):
+                rows = _read(source)
+                order = np.random.default_rng(0).permutation(rows.num_rows)
+                halves[0].parent.mkdir(parents=True, exist_ok=True)
+                for half, chosen in zip(halves, np.array_split(order, 2), strict=True):
+                    parquet.write_table(rows.take(np.sort(chosen)), half)
+        return halves[0], halves[1]
+
+
+def _read(path: Path) -> pa.Table:
+    if ".parquet" in path.suffixes:
+        return parquet.read_table(path)
+    return pyarrow_csv.read_csv(path)

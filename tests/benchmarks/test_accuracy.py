@@ -1,0 +1,176 @@
+"""The accuracy benchmark: its plan is valid, finished runs stay finished, the report adds up."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from pyarrow import csv as pyarrow_csv
+from pyarrow import parquet
+from scipy import stats
+
+from torchrec_hilomoe.models import parse_model_config
+
+ROOT = Path(__file__).parents[2]
+PLAN = """
+trials: 3
+seeds: [0, 1]
+models:
+  dlrm_cat:
+    overrides: [model=dlrm_cat]
+    space: {model.over_arch_layer_sizes: ["[4]", "[4, 4]"]}
+  hilomoe:
+    overrides: [model=hilomoe, model.out_features=8]
+    space: {model.num_experts: [2]}
+data:
+  synthetic:
+    overrides: [data.synthetic.train_rows=3000, training.max_train_batches=2]
+    space: {model.dropout: [0.0, 0.2]}
+    variants:
+      flat: {of: hilomoe, overrides: [model.num_layers=1]}
+"""
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """Imports a file of ``benchmarks`` as its scripts do."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    names = [path.stem for path in (ROOT / "benchmarks").glob("accuracy*.py")]
+    yield lambda name: __import__(name)
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return path
+
+
+def test_planned_runs_compose(load) -> None:
+    plan = load("accuracy_plan").load_plan(ROOT / "benchmarks" / "accuracy.yaml")
+    assert plan.entries
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for entry in plan.entries:
+            choices = [f"{key}={values[-1]}" for key, values in entry.space.items()]
+            config = compose("config", [*entry.overrides, *choices, *entry.variant])
+            parse_model_config(OmegaConf.to_container(config.model, resolve=True))
+
+
+def test_variants_take_over_the_choices_of_their_model(load, plan) -> None:
+    entries = {entry.name: entry for entry in load("accuracy_plan").load_plan(plan).entries}
+    assert set(entries) == {"synthetic/dlrm_cat", "synthetic/hilomoe", "synthetic/flat"}
+    flat = entries["synthetic/flat"]
+    assert flat.of == "synthetic/hilomoe"
+    assert flat.overrides == entries["synthetic/hilomoe"].overrides
+    assert flat.variant == ["model.num_layers=1"]
+    assert entries["synthetic/dlrm_cat"].space == {
+        "model.dropout": ["0.0", "0.2"],
+        "model.over_arch_layer_sizes": ["[4]", "[4,4]"],
+    }
+
+
+def test_table_counts_only_trials_within_the_space(load, plan, tmp_path: Path) -> None:
+    entry = load("accuracy_plan").load_plan(plan).entries[0]
+    table = load("accuracy_runs").RunTable(tmp_path / "runs.csv")
+    for dropout, sizes, auc in (("0.0", "[4]", 0.6), ("0.2", "[4,4]", 0.7), ("0.2", "[9]", 0.9)):
+        overrides = [f"model.dropout={dropout}", f"model.over_arch_layer_sizes={sizes}"]
+        row = dict.fromkeys(load("accuracy_runs").COLUMNS, "")
+        table.append(
+            row
+            | {"data": "synthetic", "model": "dlrm_cat", "kind": "trial", "seed": 0}
+            | {"overrides": json.dumps(overrides), "valid_auc": auc}
+        )
+    again = load("accuracy_runs").RunTable(tmp_path / "runs.csv")
+    assert [auc for _, auc in again.trials(entry)] == [0.6, 0.7]
+    assert again.best_trial(entry) == ["model.dropout=0.2", "model.over_arch_layer_sizes=[4,4]"]
+
+
+def test_carved_halves_are_the_valid_file(load, tmp_path: Path) -> None:
+    valid = tmp_path / "valid.csv"
+    valid.write_text("label,user\n" + "".join(f"{i % 2},{i}\n" for i in range(101)))
+    entry = load("accuracy_plan").Entry("shop", "m", {"train": "t.csv", "valid": "valid.csv"}, [])
+    runs = load("accuracy_runs")
+    table = runs.RunTable(tmp_path / "runs.csv")
+    halves = []
+    for work in ("a", "b"):
+        runner = runs.Runner(table, tmp_path, tmp_path / work, float("inf"))
+        halves.append([parquet.read_table(path) for path in runner._carve(entry)])
+    assert halves[0] == halves[1]
+    users = [set(half["user"].to_pylist()) for half in halves[0]]
+    assert [len(half) for half in users] == [51, 50]
+    assert users[0] | users[1] == set(pyarrow_csv.read_csv(valid)["user"].to_pylist())
+
+
+@pytest.mark.slow
+def test_runs_once_and_goes_on_when_started_again(plan, tmp_path: Path) -> None:
+    runs = tmp_path / "runs.csv"
+
+    def start(*arguments: str) -> str:
+        command = [sys.executable, "benchmarks/accuracy.py", "--plan", plan, "--runs", runs]
+        done = subprocess.run(
+            [*command, "--work", tmp_path / "work", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"TORCHREC_HILOMOE_CACHE": str(tmp_path / "cache")},
+        )
+        return done.stdout
+
+    start("--only", "synthetic/hilomoe")
+    assert "synthetic/hilomoe: 0 of 4 runs left" in start("--dry-run")
+    start("--only", "*/hilomoe", "*/flat")
+    with runs.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kinds = [(row["model"], row["kind"]) for row in rows]
+    assert kinds == (
+        [("hilomoe", "trial")] * 2 + [("hilomoe", "seed")] * 2 + [("flat", "seed")] * 2
+    )
+    assert len({row["overrides"] for row in rows[:2]}) == 2
+    best = max(rows[:2], key=lambda row: float(row["valid_auc"]))
+    assert rows[2]["overrides"] == best["overrides"]
+    assert rows[0]["test_auc"] == ""
+    assert 0 < float(rows[2]["test_auc"]) < 1
+    assert rows[0]["valid_auc"] == rows[2]["valid_auc"] or best is rows[1]  # seed 0 again
+
+
+def test_report_compares_seed_by_seed(load) -> None:
+    import pandas as pd
+
+    report = load("accuracy_report")
+    rng = np.random.default_rng(0)
+    dlrm, ours = rng.normal(0.8, 0.01, 5), rng.normal(0.81, 0.01, 5)
+    rows = [
+        {"data": "shop", "model": model, "kind": "seed", "seed": seed, "test_auc": auc}
+        | {"valid_auc": auc, "test_logloss": 0.5, "flops_per_sample": flops}
+        | {"dense_parameters": 10, "seconds": 1}
+        for model, aucs, flops in (("dlrm", dlrm, 2000.0), ("hilomoe", ours, 1000.0))
+        for seed, auc in enumerate(aucs)
+    ]
+    runs = pd.DataFrame(rows).sample(frac=1, random_state=0)
+    gain, p_value = report.compare(runs, "shop", "hilomoe", "dlrm")
+    assert gain == pytest.approx((ours - dlrm).mean())
+    assert p_value == pytest.approx(stats.ttest_rel(ours, dlrm).pvalue)
+    page = "\n".join(report.tables(runs))
+    assert f"| `hilomoe` | {ours.mean():.5f} ± {ours.std(ddof=1):.5f} | {gain:+.5f} (p " in page
+    assert "| `dlrm` | " in page
+
+
+def test_report_draws_the_frontier(load, tmp_path: Path) -> None:
+    import pandas as pd
+
+    row = {"data": "shop", "model": "dlrm", "kind": "seed", "seed": 0, "test_auc": 0.8}
+    row |= {"valid_auc": 0.8, "test_logloss": 0.5, "flops_per_sample": 2e3}
+    runs = pd.DataFrame([row | {"dense_parameters": 10, "seconds": 1}])
+    load("accuracy_report").plot_frontier(runs, tmp_path / "img" / "frontier.png")
+    assert (tmp_path / "img" / "frontier.png").stat().st_size > 5000
