@@ -32,7 +32,7 @@ def test_published_dlrm_cat():
 def test_hilomoe_counts_experts_and_routing():
     d, o, num_layers, k = 100, 400, 3, 32
     cost = dense_cost(
-        _model(name="hilomoe", out_features=o, num_layers=num_layers, num_experts=k), 0, 4096
+        _model(name="hilomoe_wide", out_features=o, num_layers=num_layers, num_experts=k), 0, 4096
     )
     base, head = d * o, o
     experts = num_layers * k * (d + o)
@@ -47,7 +47,7 @@ def test_gathered_experts_are_counted():
     d, o, num_layers, k, top_k = 100, 400, 2, 64, 2
     cost = dense_cost(
         _model(
-            name="hilomoe",
+            name="hilomoe_wide",
             out_features=o,
             num_layers=num_layers,
             num_experts=k,

@@ -28,7 +28,7 @@ models:
     overrides: [model=dlrm_cat]
     space: {model.over_arch_layer_sizes: ["[4]", "[4, 4]"]}
   hilomoe:
-    overrides: [model=hilomoe, model.out_features=8]
+    overrides: [model=hilomoe, model.expert_width=10, model.plain_width=10]
     space: {model.num_experts: [2]}
 data:
   synthetic:

@@ -105,7 +105,7 @@ class Launcher:
     def values(self, output_dir: Path, *overrides: str) -> dict[str, Any]:
         own = [f"output_dir={output_dir}", f"data.cache_dir={self._cache}"]
         if not any(override.startswith("model=") for override in overrides):
-            own += ["model.out_features=16", "model.num_experts=4"]
+            own += ["model.expert_width=20", "model.plain_width=20", "model.num_experts=4"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", [*SMALL, *own, *overrides])
         values = OmegaConf.to_container(config, resolve=True)

@@ -168,7 +168,7 @@ def build_projection(context: InteractionContext, config: ProjectionOptions) -> 
 
 
 @dataclass(frozen=True)
-class HiLoMoEOptions(HiLoMoEConfig):
+class HiLoMoEWideOptions(HiLoMoEConfig):
     """Options of `HiLoMoEInteractionArch`.
 
     Attributes:
@@ -180,8 +180,8 @@ class HiLoMoEOptions(HiLoMoEConfig):
     out_features: int = 400
 
 
-@register_interaction("hilomoe", HiLoMoEOptions)
-def build_hilomoe(context: InteractionContext, config: HiLoMoEOptions) -> Interaction:
+@register_interaction("hilomoe_wide", HiLoMoEWideOptions)
+def build_hilomoe_wide(context: InteractionContext, config: HiLoMoEWideOptions) -> Interaction:
     """One wide HiLoMoE layer over all features."""
     arch = HiLoMoEInteractionArch(
         context.num_sparse_features,
@@ -240,7 +240,7 @@ def build_hilomoe_mlp(context: InteractionContext, config: HiLoMoEMLPOptions) ->
 
 
 @dataclass(frozen=True)
-class HiLoMoETwoStreamOptions(TwoStreamConfig, HiLoMoEConfig):
+class HiLoMoEOptions(TwoStreamConfig, HiLoMoEConfig):
     """Options of `HiLoMoETwoStreamArch`, flat: of the streams and of the experts.
 
     ``batch_norm`` and ``dropout`` are the model's: they hold for streams and over arch alike.
@@ -249,9 +249,9 @@ class HiLoMoETwoStreamOptions(TwoStreamConfig, HiLoMoEConfig):
     __pydantic_config__ = STRICT
 
 
-@register_interaction("hilomoe_two_stream", HiLoMoETwoStreamOptions)
-def build_hilomoe_two_stream(
-    context: InteractionContext, config: HiLoMoETwoStreamOptions
+@register_interaction("hilomoe", HiLoMoEOptions)
+def build_hilomoe(
+    context: InteractionContext, config: HiLoMoEOptions
 ) -> Interaction:
     """Two streams, one with routed experts, and their bilinear fusion."""
     try:
