@@ -11,7 +11,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Entry:
-    """One model on one data set, to be tuned; or a variant of a tuned one.
+    """One model on one data set: to be tuned, as it ships, or a variant of a tuned one.
 
     Attributes:
         data (str): name of the data set.
@@ -19,7 +19,8 @@ class Entry:
         files (dict[str, str]): ``train`` and ``valid`` below the root of the data; empty for data
             that are generated.
         overrides (list[str]): Hydra overrides of every run.
-        space (dict[str, list[str]]): choices for each tuned key, in Hydra's syntax.
+        space (dict[str, list[str]]): choices for each tuned key, in Hydra's syntax; empty for a
+            model that is taken as it ships.
         of (str | None): the tuned entry whose choices a variant takes over.
         variant (list[str]): what the variant changes, after these choices.
     """
@@ -81,10 +82,12 @@ def load_plan(path: Path) -> Plan:
                 )
             )
         for variant, settings in its.get("variants", {}).items():
-            of = next(e for e in entries if e.name == f"{data}/{settings['of']}")
-            entries.append(
-                Entry(data, variant, files, of.overrides, of=of.name, variant=settings["overrides"])
-            )
+            own = settings["overrides"]
+            if "of" in settings:
+                of = next(e for e in entries if e.name == f"{data}/{settings['of']}")
+                entries.append(Entry(data, variant, files, of.overrides, of=of.name, variant=own))
+            else:
+                entries.append(Entry(data, variant, files, [*common, *own]))
     return Plan(raw["trials"], raw["seeds"], entries)
 
 

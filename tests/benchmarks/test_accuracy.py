@@ -36,6 +36,7 @@ data:
     space: {model.dropout: [0.0, 0.2]}
     variants:
       flat: {of: hilomoe, overrides: [model.num_layers=1]}
+      shipped: {overrides: [model=dlrm]}
 """
 
 
@@ -68,7 +69,12 @@ def test_planned_runs_compose(load) -> None:
 
 def test_variants_take_over_the_choices_of_their_model(load, plan) -> None:
     entries = {entry.name: entry for entry in load("accuracy_plan").load_plan(plan).entries}
-    assert set(entries) == {"synthetic/dlrm_cat", "synthetic/hilomoe", "synthetic/flat"}
+    assert set(entries) == {
+        "synthetic/dlrm_cat",
+        "synthetic/hilomoe",
+        "synthetic/flat",
+        "synthetic/shipped",
+    }
     flat = entries["synthetic/flat"]
     assert flat.of == "synthetic/hilomoe"
     assert flat.overrides == entries["synthetic/hilomoe"].overrides

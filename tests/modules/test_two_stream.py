@@ -55,6 +55,13 @@ def test_output_is_both_streams_and_their_products() -> None:
     torch.testing.assert_close(output, torch.cat((x, y, arch.fusion(x, y)), dim=1))
 
 
+def test_fusion_scale_is_a_factor_on_the_products() -> None:
+    inputs = {"dense_features": torch.randn(5, 4), "sparse_features": torch.randn(5, 2, 4)}
+    one, thirty = _arch()(**inputs), _arch(fusion_scale=30.0)(**inputs)
+    torch.testing.assert_close(thirty[:, :18], one[:, :18])
+    torch.testing.assert_close(thirty[:, 18:], 30 * one[:, 18:])
+
+
 def test_batch_norm_and_dropout_of_both_streams() -> None:
     arch = _arch(batch_norm=True, dropout=0.5)
     for stream, width in ((arch.expert_stream, 10), (arch.plain_stream, 8)):

@@ -250,9 +250,7 @@ class HiLoMoEOptions(TwoStreamConfig, HiLoMoEConfig):
 
 
 @register_interaction("hilomoe", HiLoMoEOptions)
-def build_hilomoe(
-    context: InteractionContext, config: HiLoMoEOptions
-) -> Interaction:
+def build_hilomoe(context: InteractionContext, config: HiLoMoEOptions) -> Interaction:
     """Two streams, one with routed experts, and their bilinear fusion."""
     try:
         arch = HiLoMoETwoStreamArch(

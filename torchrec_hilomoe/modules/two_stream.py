@@ -19,6 +19,10 @@ class TwoStreamConfig:
         expert_width (int): width of the stream with routed experts.
         plain_width (int): width of the stream without.
         num_heads (int): heads of the bilinear fusion; divides both widths.
+        fusion_scale (float): factor on the products. At 1 a linear layer behind them, as
+            ``nn.Linear`` initialises it, gives products and streams the same small weights; at 30
+            the products weigh about as much as in FinalMLP, which adds them to the logit as they
+            are. Products that weigh more learn pairs by heart sooner [R].
         batch_norm (bool): normalise each stream before its ReLU.
         dropout (float): dropout on each stream.
     """
@@ -28,6 +32,7 @@ class TwoStreamConfig:
     expert_width: int = 400
     plain_width: int = 400
     num_heads: int = 10
+    fusion_scale: float = 1.0
     batch_norm: bool = False
     dropout: float = 0.0
 
@@ -144,6 +149,7 @@ class HiLoMoETwoStreamArch(nn.Module):
         wide, plain = streams.expert_width, streams.plain_width
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.out_features = wide + plain + streams.num_heads
+        self.fusion_scale = streams.fusion_scale
         self.expert_stream = nn.Sequential(
             HiLoMoELinear(d, wide, config, device, dtype), *_activation(wide, streams, **factory)
         )
@@ -164,7 +170,7 @@ class HiLoMoETwoStreamArch(nn.Module):
         """
         combined = torch.cat((dense_features, sparse_features.flatten(1)), dim=1)  # [B, (F+1)D]
         x, y = self.expert_stream(combined), self.plain_stream(combined)
-        return torch.cat((x, y, self.fusion(x, y)), dim=1)
+        return torch.cat((x, y, self.fusion_scale * self.fusion(x, y)), dim=1)
 
 
 def _activation(width: int, streams: TwoStreamConfig, **factory: Any) -> list[nn.Module]:
