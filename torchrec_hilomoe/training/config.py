@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.modules import AuxiliaryLossConfig
+from torchrec_hilomoe.modules import Part as DensePart
 
-Part = Literal["tables", "backbone", "experts", "router"]
-PARTS: tuple[Part, ...] = ("tables", "backbone", "experts", "router")
+Part = Literal["tables", DensePart]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 ShardingType = Literal[
     "auto",

@@ -15,6 +15,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 
 from torchrec_hilomoe.modules import parameter_part
 from torchrec_hilomoe.training.config import (
+    PARTS,
     OptimizerConfig,
     Part,
     PartOptimizerConfig,
@@ -22,7 +23,8 @@ from torchrec_hilomoe.training.config import (
     TableOptimizerConfig,
 )
 
-_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+#: Optimizer classes by their names in configurations.
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
     "adam": torch.optim.Adam,
@@ -46,9 +48,7 @@ def part_parameters(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
             on this rank are left out.
     """
     of_name = parameter_part(model)
-    parts: dict[Part, dict[str, nn.Parameter]] = {
-        "tables": {}, "backbone": {}, "experts": {}, "router": {},
-    }  # fmt: skip
+    parts: dict[Part, dict[str, nn.Parameter]] = {part: {} for part in PARTS}
     for name, parameter in model.named_parameters():
         part: Part = "tables" if is_table(name) else of_name[name]
         if parameter.numel() > 0:
@@ -204,7 +204,7 @@ class StageOptimizer:
 def _dense_optimizer(
     parameters: dict[str, nn.Parameter], config: TableOptimizerConfig | PartOptimizerConfig
 ) -> KeyedOptimizerWrapper:
-    cls = _OPTIMIZERS[config.name]
+    cls = OPTIMIZERS[config.name]
     kwargs: dict[str, Any] = {"lr": config.learning_rate} | (
         {} if config.eps is None else {"eps": config.eps}
     )
