@@ -90,7 +90,6 @@ class StageOptimizer:
 
     Attributes:
         factor (float): the schedule's factor, applied to every rate before the next step.
-        steps_in_backward (bool): fused tables learn, which is before gradients can be checked.
     """
 
     def __init__(
@@ -102,7 +101,6 @@ class StageOptimizer:
         gradient_clip_norm: float | None,
     ) -> None:
         self.factor = 1.0
-        self.steps_in_backward = "tables" in stage.train and not dense_tables
         self._clip = gradient_clip_norm
         self._rates: list[tuple[dict, float]] = []
         self._l2: list[tuple[list[nn.Parameter], float]] = []
@@ -173,10 +171,16 @@ class StageOptimizer:
                     optimizer.state.pop(parameter, None)
         return self.dense_state()
 
-    def has_finite_gradients(self) -> bool:
-        """Whether all gradients of the dense part are finite; the same on every rank."""
-        norm = torch.nn.utils.get_total_norm(_gradients(self._replicated))
-        return bool(norm.isfinite())
+    def gradient_norm(self, others: Iterable[torch.Tensor] = ()) -> torch.Tensor:
+        """The norm of the gradients that every rank has: those of the dense part.
+
+        Args:
+            others (Iterable[torch.Tensor]): gradients of this rank to be counted in.
+
+        Returns:
+            torch.Tensor: scalar.
+        """
+        return torch.nn.utils.get_total_norm([*_gradients(self._replicated), *others])
 
     def step(self) -> None:
         """Adds the L2 gradients, clips, and steps every optimizer."""
@@ -192,7 +196,7 @@ class StageOptimizer:
 
     def _clip_gradients(self, max_norm: float) -> None:
         """Clips by the norm over all ranks; replicated gradients count once."""
-        norm = torch.nn.utils.get_total_norm(_gradients(self._replicated))
+        norm = self.gradient_norm()
         if self._needs_shard_norm:
             squared = torch.nn.utils.get_total_norm(_gradients(self._sharded)).square()
             squared = squared.to(norm.device)
