@@ -136,6 +136,8 @@ def train(config: RunConfig) -> dict[str, Any]:
 
     Raises:
         HiLoMoEError: configuration or data cannot be used; raised on every rank.
+        TrainingInterrupted: SIGTERM or SIGINT came, in the training or in the last evaluation;
+            the checkpoint that it goes on from is written.
     """
     device = init_process_group()
     set_timeout(timedelta(minutes=config.training.timeout_minutes))
@@ -170,9 +172,10 @@ def train(config: RunConfig) -> dict[str, Any]:
         checkpoints,
         recorder,
     )
-    trainer.run()
-    recorder.close()
-    metrics = _summary(config, trainer, data, model)
+    with trainer.watch:
+        trainer.run()
+        recorder.close()
+        metrics = _summary(config, trainer, data, model)
     if is_main_rank():
         _write_json(config.output_dir / "metrics.json", metrics)
     return metrics
