@@ -99,8 +99,8 @@ class TrainingConfig:
         gradient_clip_norm (float | None): clip the global norm of all dense gradients. Fused
             table gradients never exist as tensors and are not clipped.
         on_non_finite (str): what happens to a batch whose loss or gradients are not finite:
-            ``raise`` ends the training; ``skip`` leaves it out and counts it. The batch is saved
-            in ``OUTPUT_DIR/non_finite``.
+            ``raise`` ends the training; ``skip`` leaves it out on every rank, before anything
+            learns from it, and counts it. The batch is saved in ``OUTPUT_DIR/non_finite``.
         log_every (int): batches between two records of the loss.
         timeout_minutes (float): ranks that wait so long for another one end with an error.
     """

@@ -154,7 +154,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         config.checkpoint,
         config.model,
         data,
-        _plain(config, data.features),
+        _plain(config, data),
     )
     model = build_sharded(
         config.model, data.features, config.sharding, config.optimizer.tables, config.seed, device
@@ -255,11 +255,13 @@ def _summary(
     }
 
 
-def _plain(config: RunConfig, features: FeatureSpec) -> dict[str, Any]:
+def _plain(config: RunConfig, data: DataSource) -> dict[str, Any]:
     """What decides a run, as JSON holds it."""
     values = dataclasses.asdict(config) | {
         "model": model_config_dict(config.model),
-        "features": dataclasses.asdict(features),
+        "features": dataclasses.asdict(data.features),
+        "encoder": data.encoder_digest,
+        "rows": data.report["rows"],
     }
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
