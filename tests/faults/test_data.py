@@ -1,4 +1,4 @@
-"""What the data can do to a run: numbers that overflow, vocabularies that change, odd names."""
+"""What data and names can do to a run: overflow, nothing to learn, other vocabularies, paths."""
 
 from __future__ import annotations
 
@@ -53,6 +53,15 @@ def test_one_policy_ends_the_run_and_the_other_goes_on_without_the_batch(
     assert metrics["skipped_batches"] == 3
     assert metrics["valid"]["auc"] > 0.6
     assert len(list((run / "non_finite").glob("*-rank*.pt"))) == 6
+
+
+def test_predictions_that_are_all_equal_are_warned_about(launch, tmp_path):
+    path = tmp_path / "clicks.csv"
+    path.write_text("label,user\n" + "1,a\n0,a\n" * (ROWS // 2))
+    overrides = ["data=tabular", f"data.train={path}", f"data.valid={path}"]
+    codes, log = launch(tmp_path / "run", *overrides, "data.schema.categorical=[user]", ranks=1)
+    assert codes == [0], log
+    assert "all predictions are equal" in log
 
 
 def test_other_vocabularies_of_the_same_sizes_are_another_run(launch, tmp_path):
