@@ -1,3 +1,5 @@
+"""Signals while data are encoded: there is nothing to save yet."""
+
 from __future__ import annotations
 
 import signal
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_dlrm_hilomoe.py"
 
