@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -122,7 +122,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
     )
 
 
-def train(config: RunConfig) -> dict[str, Any]:
+def train(config: RunConfig, on_start: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Trains a model and evaluates its best weights. Every rank of the launch calls it.
 
     Writes to ``output_dir``: ``metrics.json``, ``checkpoints/best`` and ``checkpoints/last``,
@@ -130,6 +130,8 @@ def train(config: RunConfig) -> dict[str, Any]:
 
     Args:
         config (RunConfig): the same on every rank.
+        on_start (Callable[[], None]): called on every rank once data and checkpoints are found to
+            fit the configuration, before anything is written to ``output_dir``.
 
     Returns:
         dict[str, Any]: the content of ``metrics.json``.
@@ -156,6 +158,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         data,
         _plain(config, data),
     )
+    agree(on_start)
     model = build_sharded(
         config.model, data.features, config.sharding, config.optimizer.tables, config.seed, device
     )
