@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -73,6 +74,9 @@ def launch(
         run()
     except SystemExit as ended:
         exit_code = ended.code if isinstance(ended.code, int) else 1
+    except KeyboardInterrupt:  # while data are encoded; a training ends by itself
+        print("ended by SIGINT", file=sys.stderr)
+        exit_code = 128 + signal.SIGINT
     except Exception as error:  # Hydra's, of what it cannot compose
         message = str(error).split("\nTo append to your config")[0]
         given = " ".join(sys.argv[1:])

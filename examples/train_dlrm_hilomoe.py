@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from launch import launch
 from omegaconf import DictConfig, OmegaConf
 
+from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training import is_main_rank, parse_run_config, train
 
 
@@ -29,10 +30,17 @@ def main(values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
     # In a multirun each job has a subfolder of its own.
     output_dir = Path(HydraConfig.get().runtime.output_dir)
     run_config = parse_run_config(values | {"output_dir": str(output_dir)})
-    if is_main_rank():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, output_dir / "config.yaml", resolve=True)
-    return train(run_config)
+
+    def save_config() -> None:
+        if not is_main_rank():
+            return
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(config, output_dir / "config.yaml", resolve=True)
+        except OSError as error:
+            raise ConfigError(f"output_dir: cannot write {output_dir}: {error}") from None
+
+    return train(run_config, on_start=save_config)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,9 @@ def test_training_rows_are_shuffled_over_files(days: Path, rows_of: RowsOf) -> N
 def test_what_is_saved_opens_other_files(days: Path, rows_of: RowsOf) -> None:
     source = opened(days, test=None)
     source.save(days / "model")
-    assert load_encoder(days / "model").features == source.features
+    encoder = load_encoder(days / "model")
+    assert encoder.features == source.features
+    assert encoder.digest() == source.encoder_digest != opened(days, hash_sizes=9).encoder_digest
     assert [f.num_embeddings for f in source.features.sparse] == SIZES
     scored = open_encoded(
         days / "model", str(days / "day_2_dense.npy"), batch_size=12, rank=0, world_size=1

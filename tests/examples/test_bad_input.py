@@ -48,6 +48,7 @@ CASES = {
         ["data.batch_size", "model.batch_norm"],
     ),
     "plateau without valid": (["training.schedule.name=plateau"], GOOD, ["data.valid"]),
+    "output folder": (["output_dir=/proc/nowhere"], GOOD, ["output_dir", "/proc/nowhere"]),
     "wrong type": (["data.schema.multi_valued=[price]"], GOOD, ["price"]),
 }
 
@@ -58,8 +59,8 @@ def test_error_is_clear_on_every_rank(launch, tmp_path, case):
     run = launch(
         *TABULAR,
         _file(tmp_path, content),
-        *overrides,
         f"output_dir={tmp_path / 'out'}",
+        *overrides,
         ranks=2,
         timeout=120,
     )

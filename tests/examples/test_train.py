@@ -68,6 +68,15 @@ def test_output_folder(runs):
     assert "num_experts: 4" in (folder / "config.yaml").read_text()
 
 
+def test_a_run_that_may_not_begin_leaves_the_folder_alone(launch, small, runs):
+    _, folder = runs["one"]
+    before = (folder / "config.yaml").read_text()
+    refused = launch(*small, *THREE_STAGES, "seed=1", f"output_dir={folder}")
+    assert refused.code == 1
+    assert "of another run: seed" in refused.stderr
+    assert (folder / "config.yaml").read_text() == before
+
+
 def test_same_seed_gives_identical_metrics(runs):
     first, second = (
         {key: value for key, value in runs[name][0].result.items() if key not in VARYING}

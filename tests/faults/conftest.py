@@ -106,8 +106,10 @@ class Launcher:
         own = [f"output_dir={output_dir}", f"data.cache_dir={self._cache}"]
         if not any(override.startswith("model=") for override in overrides):
             own += ["model.expert_width=20", "model.plain_width=20", "model.num_experts=4"]
+        other_data = any(override.startswith("data=") for override in overrides)
+        small = [o for o in SMALL if not (other_data and o.startswith("data.synthetic."))]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("config", [*SMALL, *own, *overrides])
+            config = compose("config", [*small, *own, *overrides])
         values = OmegaConf.to_container(config, resolve=True)
         return {k: v for k, v in values.items() if k not in ("experiment", "logging")}
 

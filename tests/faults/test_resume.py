@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import sklearn.metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
 from worker import Fault
@@ -73,6 +76,33 @@ def test_whatever_the_optimizers_and_plans(launch, tmp_path, assert_same_run, ov
     assert codes == [0, 0], log
     assert "resuming" in log
     assert_same_run(tmp_path / "resumed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_last_evaluation_ends_the_run_and_it_is_repeated(
+    launch, undisturbed, assert_same_run, tmp_path
+):
+    """Seven evaluations of four batches, each with a call that finds the end, come before it."""
+    codes, log = launch(tmp_path, fault=Fault("evaluation", 7 * 5 + 2, (1,), signal.SIGTERM))
+    assert codes == [143, 143], log
+    assert not (tmp_path / "metrics.json").exists()
+    codes, log = launch(tmp_path, fault=Fault("batch", 1))
+    assert codes == [0, 0], log
+    assert_same_run(tmp_path, undisturbed(2))
+
+
+def test_a_finished_run_in_another_folder_reports_the_checkpoint_it_is_given(
+    launch, undisturbed, tmp_path
+):
+    source = sorted((undisturbed(1) / "checkpoints").glob("step-*"))[-1]
+    codes, log = launch(tmp_path / "run", f"checkpoint.resume={source}", ranks=1)
+    assert codes == [0], log
+    codes, log = launch.score(source, tmp_path / "scores.parquet", "row_wise", ranks=1)
+    assert codes == [0], log
+    scores = pq.read_table(tmp_path / "scores.parquet")
+    expected = sklearn.metrics.log_loss(scores["label"], scores["prediction"])
+    actual = json.loads((tmp_path / "run" / "metrics.json").read_text())["valid"]["logloss"]
+    assert actual == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_finished_run_only_reports(launch, undisturbed, assert_same_run, tmp_path):

@@ -15,9 +15,11 @@ from torchrec_hilomoe.training import (
 )
 from torchrec_hilomoe.training.guards import GuardedPipeline, NonFiniteGuard, warn_if_not_learning
 from torchrec_hilomoe.training.progress import Progress
+from torchrec_hilomoe.training.stages import core_model, statistics
 
 DENSE = TableOptimizerConfig(name="sgd", kernel="dense", learning_rate=0.1)
 FUSED = TableOptimizerConfig(name="sgd", learning_rate=0.1)
+ADAGRAD = TableOptimizerConfig(name="rowwise_adagrad", learning_rate=0.1)
 
 
 def _weights(model) -> dict[str, torch.Tensor]:
@@ -29,17 +31,30 @@ def _weights(model) -> dict[str, torch.Tensor]:
     }
 
 
-def _train(make_model, batches, policy, folder, tables=FUSED, hook=None):
-    model = make_model(tables)
+def _fused_state(model) -> dict[str, torch.Tensor]:
+    state = model.fused_optimizer.state_dict()["state"]
+    return {
+        f"{table}/{name}": shard.tensor
+        for table, values in state.items()
+        for name, value in values.items()
+        if hasattr(value, "local_shards")
+        for shard in value.local_shards()
+    }
+
+
+def _train(model, batches, policy, folder, tables=FUSED, nan_of=None):
     stage = StageConfig(batches=1)
     enter_stage(model, stage)
     optimizer = StageOptimizer(
         model, OptimizerConfig(tables=tables), stage, tables is DENSE, gradient_clip_norm=None
     )
-    if hook is not None:
-        model.module.model.over_arch.register_full_backward_hook(hook)
     progress = Progress()
     pipeline = GuardedPipeline(model, optimizer, NonFiniteGuard(policy, folder, progress))
+    core = core_model(model)
+    if nan_of == "dense part":
+        core.over_arch.register_full_backward_hook(_nan_gradient)
+    elif nan_of == "tables":
+        core.sparse_arch.register_forward_hook(_nan_gradient_of_tables)
     iterator = iter(batches)
     while True:
         try:
@@ -59,9 +74,9 @@ def _with_nan(batch):
 @pytest.mark.parametrize("tables", [FUSED, DENSE], ids=["fused", "dense"])
 def test_skip_trains_as_if_the_batch_had_not_been(make_model, make_batch, tmp_path, tables, bad):
     good = [make_batch(seed) for seed in range(4)]
-    expected, _ = _train(make_model, good, "skip", tmp_path, tables)
+    expected, _ = _train(make_model(tables), good, "skip", tmp_path, tables)
     good.insert(bad, _with_nan(make_batch(9)))
-    weights, progress = _train(make_model, good, "skip", tmp_path, tables)
+    weights, progress = _train(make_model(tables), good, "skip", tmp_path, tables)
     assert progress.skipped == 1
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
@@ -69,7 +84,7 @@ def test_skip_trains_as_if_the_batch_had_not_been(make_model, make_batch, tmp_pa
 def test_the_offending_batch_is_saved(make_model, make_batch, tmp_path):
     batch = _with_nan(make_batch(9))
     with pytest.raises(TrainingError, match="on_non_finite=skip"):
-        _train(make_model, [make_batch(), batch], "raise", tmp_path)
+        _train(make_model(FUSED), [make_batch(), batch], "raise", tmp_path)
     saved = torch.load(tmp_path / "batch-00000001-rank0.pt", weights_only=True)
     assert torch.equal(saved["dense_features"].isnan(), batch.dense_features.isnan())
     assert torch.equal(saved["labels"], batch.labels)
@@ -81,21 +96,52 @@ def _nan_gradient(module, grad_input, grad_output):
     return tuple(None if g is None else g * float("nan") for g in grad_input)
 
 
-def test_gradients_that_are_not_finite_are_skipped(make_model, make_batch, tmp_path):
-    expected = _weights(make_model(DENSE))
-    weights, progress = _train(
-        make_model, [make_batch()], "skip", tmp_path, DENSE, hook=_nan_gradient
-    )
+def _nan_gradient_of_tables(module, inputs, pooled):
+    """Only the tables' gradient; the dense part's stay as they are."""
+    if isinstance(pooled, torch.Tensor) and pooled.requires_grad:
+        pooled = pooled * 1.0
+        pooled.register_hook(lambda gradient: gradient * float("nan"))
+    return pooled
+
+
+@pytest.mark.parametrize("tables", [FUSED, ADAGRAD, DENSE], ids=["sgd", "adagrad", "dense"])
+@pytest.mark.parametrize("of", ["dense part", "tables"])
+def test_gradients_that_are_not_finite_are_skipped(make_model, make_batch, tmp_path, tables, of):
+    model = make_model(tables)
+    expected = _weights(model)
+    state = {k: v.clone() for k, v in _fused_state(model).items()}
+    assert bool(state) == (tables is ADAGRAD)
+    weights, progress = _train(model, [make_batch()], "skip", tmp_path, tables, nan_of=of)
     assert progress.skipped == 1
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert all(torch.equal(_fused_state(model)[name], value) for name, value in state.items())
 
 
-@pytest.mark.parametrize("policy", ["skip", "raise"])
-def test_gradients_that_fused_tables_have_taken_end_the_training(
-    make_model, make_batch, tmp_path, policy
-):
-    with pytest.raises(TrainingError, match="last checkpoint" if policy == "skip" else "=skip"):
-        _train(make_model, [make_batch()], policy, tmp_path, FUSED, hook=_nan_gradient)
+@pytest.mark.parametrize("of", ["dense part", "tables"])
+def test_gradients_that_are_not_finite_end_the_training(make_model, make_batch, tmp_path, of):
+    with pytest.raises(TrainingError, match="=skip"):
+        _train(make_model(FUSED), [make_batch()], "raise", tmp_path, FUSED, nan_of=of)
+
+
+@pytest.mark.parametrize("tables", [FUSED, ADAGRAD, DENSE], ids=["sgd", "adagrad", "dense"])
+def test_skip_changes_nothing_where_all_is_finite(make_model, make_batch, tmp_path, tables):
+    """The backward pass in two parts gives the same bits as TorchRec's."""
+    batches = [make_batch(seed) for seed in range(4)]
+    raising, skipping = (
+        _train(make_model(tables), batches, policy, tmp_path, tables)[0]
+        for policy in ("raise", "skip")
+    )
+    assert all(torch.equal(skipping[name], value) for name, value in raising.items())
+
+
+def test_a_skipped_batch_leaves_batch_norms_as_they_were(make_model, make_batch, tmp_path):
+    batches = [make_batch(0), _with_nan(make_batch(9)), make_batch(1)]
+    model = make_model(FUSED, batch_norm=True)
+    _train(model, batches, "skip", tmp_path)
+    expected = make_model(FUSED, batch_norm=True)
+    _train(expected, [batches[0], batches[2]], "skip", tmp_path)
+    for name, value in statistics(expected).items():
+        assert torch.equal(statistics(model)[name], value), name
 
 
 def test_a_model_that_does_not_learn_is_warned_about(caplog):

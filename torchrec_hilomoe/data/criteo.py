@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from torchrec.datasets.criteo import (
     InMemoryBinaryCriteoIterDataPipe,
 )
 
+from torchrec_hilomoe.data.cache import key_of
 from torchrec_hilomoe.data.config import SPLITS, DataConfig
 from torchrec_hilomoe.data.encoder import FORMAT_VERSION, SETTINGS_FILE
 from torchrec_hilomoe.data.features import FeatureSpec, SparseFeature
@@ -53,12 +55,18 @@ class CriteoEncoder:
     def save(self, folder: Path) -> None:
         """Writes the sizes into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {
+        (folder / SETTINGS_FILE).write_text(json.dumps(self._settings(), indent=2))
+
+    def digest(self) -> str:
+        """Identifies what this encoder makes of rows."""
+        return key_of(self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
             "kind": self.kind,
             "format_version": FORMAT_VERSION,
             "hash_sizes": self.hash_sizes,
         }
-        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2))
 
     @classmethod
     def load(cls, folder: Path) -> CriteoEncoder:

@@ -23,6 +23,9 @@ class Encoder(Protocol):
     def save(self, folder: Path) -> None:
         """Writes everything that encoding raw files takes into ``folder``."""
 
+    def digest(self) -> str:
+        """Identifies what this encoder makes of rows."""
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -73,6 +76,11 @@ class DataSource:
     def features(self) -> FeatureSpec:
         """The features of the batches."""
         return self._prepared.encoder.features
+
+    @property
+    def encoder_digest(self) -> str:
+        """Tells whether two data sources give the same ids to the same values."""
+        return self._prepared.encoder.digest()
 
     @property
     def report(self) -> dict[str, Any]:

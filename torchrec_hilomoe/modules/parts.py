@@ -9,7 +9,7 @@ from torch import nn
 from torchrec_hilomoe.modules.linear import RoutedLinear
 from torchrec_hilomoe.modules.router import HierarchicalRouter
 
-Part = Literal["experts", "router", "backbone"]
+Part = Literal["backbone", "experts", "router"]
 
 
 def parameter_part(model: nn.Module) -> dict[str, Part]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.modules import AuxiliaryLossConfig
+from torchrec_hilomoe.modules import Part as DensePart
 
-Part = Literal["tables", "backbone", "experts", "router"]
-PARTS: tuple[Part, ...] = ("tables", "backbone", "experts", "router")
+Part = Literal["tables", DensePart]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 ShardingType = Literal[
     "auto",
@@ -98,8 +99,8 @@ class TrainingConfig:
         gradient_clip_norm (float | None): clip the global norm of all dense gradients. Fused
             table gradients never exist as tensors and are not clipped.
         on_non_finite (str): what happens to a batch whose loss or gradients are not finite:
-            ``raise`` ends the training; ``skip`` leaves it out and counts it. The batch is saved
-            in ``OUTPUT_DIR/non_finite``.
+            ``raise`` ends the training; ``skip`` leaves it out on every rank, before anything
+            learns from it, and counts it. The batch is saved in ``OUTPUT_DIR/non_finite``.
         log_every (int): batches between two records of the loss.
         timeout_minutes (float): ranks that wait so long for another one end with an error.
     """

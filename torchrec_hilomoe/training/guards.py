@@ -16,6 +16,7 @@ from torchrec_hilomoe.data import CTRBatch
 from torchrec_hilomoe.errors import TrainingError
 from torchrec_hilomoe.training.optimizers import StageOptimizer
 from torchrec_hilomoe.training.progress import Progress
+from torchrec_hilomoe.training.stages import core_model, statistics
 
 logger = logging.getLogger(__name__)
 
@@ -26,81 +27,55 @@ _RANDOM_AUC = 0.005
 class NonFiniteGuard:
     """Decides what happens to a batch whose loss or gradients are not finite.
 
-    DDP averages the gradients of the dense part over the ranks, so that all ranks see one that
-    is not finite. A fused table has learnt from a batch before its gradients can be checked,
-    so that ``skip`` agrees on the loss before the backward pass, by one small all-reduce.
-
     Args:
         policy (str): ``raise`` or ``skip`` (``training.on_non_finite``).
         folder (Path): for the first offending batches, as dicts of tensors that
             ``torch.load(weights_only=True)`` reads.
         progress (Progress): counts the skipped batches.
+
+    Attributes:
+        skips (bool): the policy is ``skip``.
     """
 
     def __init__(self, policy: Literal["raise", "skip"], folder: Path, progress: Progress) -> None:
-        self._policy = policy
+        self.skips = policy == "skip"
         self._folder = folder
         self._progress = progress
 
-    def accepts_loss(self, loss: torch.Tensor, batch: CTRBatch) -> bool:
-        """Whether to learn from a batch; the same on every rank.
+    def accepts(self, loss: torch.Tensor, gradient_norm: torch.Tensor, batch: CTRBatch) -> bool:
+        """Whether to learn from a batch.
 
         Args:
             loss (torch.Tensor): of this rank, scalar.
+            gradient_norm (torch.Tensor): of this rank, scalar.
             batch (CTRBatch): of this rank.
 
         Returns:
-            bool: False under ``skip`` if the loss is not finite on any rank.
-        """
-        if self._policy == "raise":
-            return True
-        good = loss.detach().isfinite().float()
-        dist.all_reduce(good, dist.ReduceOp.MIN)
-        if not good:
-            self._skip("loss", loss, batch)
-        return bool(good)
-
-    def accepts_gradients(
-        self, loss: torch.Tensor, batch: CTRBatch, optimizer: StageOptimizer
-    ) -> bool:
-        """Whether to step; the same on every rank where the dense part learns.
-
-        Args:
-            loss (torch.Tensor): of this rank, scalar.
-            batch (CTRBatch): of this rank.
-            optimizer (StageOptimizer): with the gradients of the batch.
-
-        Returns:
-            bool: False under ``skip`` if a gradient is not finite.
+            bool: False under ``skip`` if either is not finite on any rank; the same on every one.
 
         Raises:
-            TrainingError: under ``raise``, if loss or gradients are not finite; also under
-                ``skip``, if fused tables have learnt from them already.
+            TrainingError: under ``raise``, if either is not finite.
         """
-        if bool(loss.detach().isfinite()) and optimizer.has_finite_gradients():
+        finite = loss.detach().isfinite() & gradient_norm.isfinite()
+        if self.skips:
+            finite = finite.float()
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        if finite:
             return True
-        if self._policy == "skip" and not optimizer.steps_in_backward:
-            self._skip("gradient", loss, batch)
-            return False
-        path = self._save(batch)
-        advice = (
-            "the fused tables have learnt from it already: resume from the last checkpoint"
-            if self._policy == "skip"
-            else "or leave such batches out with training.on_non_finite=skip"
-        )
-        raise TrainingError(
-            f"batch {self._progress.step}: the loss ({loss.item():g}) or a gradient is not finite; "
-            f"the batch is in {path}. Lower the learning rates, set training.gradient_clip_norm, "
-            f"{advice}"
-        )
-
-    def _skip(self, what: str, loss: torch.Tensor, batch: CTRBatch) -> None:
+        if not self.skips:
+            raise TrainingError(
+                f"batch {self._progress.step}: the loss ({loss.item():g}) or a gradient is not "
+                f"finite; the batch is in {self._save(batch)}. Lower the learning rates, set "
+                "training.gradient_clip_norm, or leave such batches out with "
+                "training.on_non_finite=skip"
+            )
         self._progress.skipped += 1
         if self._progress.skipped <= _SAVED_BATCHES:
             logger.warning(
-                "batch %d is skipped, its %s is not finite (loss %g here); it is in %s",
-                self._progress.step, what, loss.item(), self._save(batch),
+                "batch %d is skipped: its loss (%g on this rank) or a gradient is not finite; it "
+                "is in %s", self._progress.step, loss.item(), self._save(batch),
             )  # fmt: skip
+        return False
 
     def _save(self, batch: CTRBatch) -> Path:
         path = self._folder / f"batch-{self._progress.step:08d}-rank{dist.get_rank()}.pt"
@@ -121,7 +96,11 @@ class NonFiniteGuard:
 
 
 class GuardedPipeline(TrainPipelineSparseDist[CTRBatch, Any]):
-    """TorchRec's pipeline, in which a guard decides before the backward pass and before the step.
+    """TorchRec's pipeline, in which a guard decides whether a batch is learnt from.
+
+    Under ``skip`` the backward pass comes in two parts, that of the dense model and that of the
+    tables: fused tables learn in their backward pass, so that all gradients that are to be checked
+    must be there before it. Under ``raise`` it is TorchRec's.
 
     Args:
         model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`.
@@ -135,19 +114,49 @@ class GuardedPipeline(TrainPipelineSparseDist[CTRBatch, Any]):
         super().__init__(model, optimizer, model.device)
         self._stage_optimizer = optimizer
         self._guard = guard
-        self._loss: torch.Tensor | None = None
+        self._accepted = True
+        self._pooled: torch.Tensor | None = None
+        self._watched: torch.Tensor | None = None
+        self._hook = core_model(model).sparse_arch.register_forward_hook(self._watch_pooled)
+        self._statistics = statistics(model) if guard.skips else {}
+        self._known_good = {name: value.clone() for name, value in self._statistics.items()}
+
+    def detach(self) -> torch.nn.Module:
+        """Gives the model back as it was; see TorchRec."""
+        self._hook.remove()
+        return super().detach()
+
+    def _watch_pooled(self, arch: torch.nn.Module, inputs: Any, pooled: Any) -> Any:
+        """Keeps the gradient of the pooled embeddings, [B, F, D]; under ``skip`` it ends there."""
+        if not isinstance(pooled, torch.Tensor) or not pooled.requires_grad:
+            return None  # traced, or frozen
+        self._pooled = self._watched = pooled
+        if self._guard.skips:
+            self._watched = pooled.detach().requires_grad_()
+        else:
+            pooled.retain_grad()
+        return self._watched
 
     def _backward(self, losses: torch.Tensor) -> None:
-        batch = self.batches[0]
-        self._loss = losses if self._guard.accepts_loss(losses, batch) else None
-        if self._loss is not None:
-            super()._backward(losses)
+        super()._backward(losses)
+        pooled, watched, self._pooled, self._watched = self._pooled, self._watched, None, None
+        gradient = None if watched is None else watched.grad
+        norm = self._stage_optimizer.gradient_norm([] if gradient is None else [gradient])
+        self._accepted = self._guard.accepts(losses, norm, self.batches[0])
+        if self._accepted and pooled is not None and pooled is not watched:
+            pooled.backward(gradient)
+        self._keep_statistics()
+
+    def _keep_statistics(self) -> None:
+        """A skipped batch leaves nothing in batch norms, which have seen it in the forward pass."""
+        for name, value in self._statistics.items():
+            if self._accepted:
+                self._known_good[name].copy_(value)
+            else:
+                value.copy_(self._known_good[name])
 
     def _optimizer_step(self) -> None:
-        batch = self.batches[0]
-        if self._loss is not None and self._guard.accepts_gradients(
-            self._loss, batch, self._stage_optimizer
-        ):
+        if self._accepted:
             super()._optimizer_step()
 
 

@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_AGREEMENTS = 0.5
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 (nothing is wrong)
-    """A signal ended the training, after a checkpoint was written.
+    """A signal ended the training; started again, it goes on from a checkpoint.
 
     Attributes:
         exit_code (int): for the process: 143 after SIGTERM, 130 after SIGINT.

@@ -23,6 +23,7 @@ from torchrec_hilomoe.training.guards import (
     warn_if_not_learning,
 )
 from torchrec_hilomoe.training.interruption import TrainingInterrupted, Watch
+from torchrec_hilomoe.training.metrics import Predictions
 from torchrec_hilomoe.training.optimizers import StageOptimizer
 from torchrec_hilomoe.training.progress import Progress
 from torchrec_hilomoe.training.recorder import Recorder
@@ -57,6 +58,7 @@ class Trainer:
 
     Attributes:
         progress (Progress): where the run stands.
+        watch (Watch): to be entered around `run` and `evaluate`, which signals then end.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Trainer:
         self._guard = NonFiniteGuard(
             config.on_non_finite, recorder.folder / "non_finite", self.progress
         )
-        self._watch = Watch(checkpoints.config.every_minutes)
+        self.watch = Watch(checkpoints.config.every_minutes)
         self._stream = BatchStream(data, self.progress.epoch, self.progress.position)
         self._stages = self._runnable_stages()
         total = sum(self._stage_batches(stage) for stage in self._stages.values())
@@ -105,9 +107,8 @@ class Trainer:
             )
         first = names.index(present)
         if not self.progress.finished:
-            with self._watch:
-                for name, following in zip(names[first:], [*names[first + 1 :], None], strict=True):
-                    self._run_stage(name, following)
+            for name, following in zip(names[first:], [*names[first + 1 :], None], strict=True):
+                self._run_stage(name, following)
         self._checkpoints.load_best(self._model)
 
     def _run_stage(self, name: str, following: str | None) -> None:
@@ -117,15 +118,15 @@ class Trainer:
         optimizer = self._enter(name, stage)
         self._recorder.stage_begins(name, planned, self.progress.stage_step)
         while True:
-            due = self.progress.evaluation_due and not self._watch.signal
+            due = self.progress.evaluation_due and not self.watch.signal
             improved = self._evaluate() if due else False
             over = self._is_over(planned)
             if over:
                 self._end_stage(name, following)
             if over or improved or self._save_due():
                 self._save(None if over else optimizer, improved)
-            if self._watch.signal:
-                raise TrainingInterrupted(self._watch.signal)
+            if self.watch.signal:
+                raise TrainingInterrupted(self.watch.signal)
             if over:
                 break
             self._run_segment(name, planned, optimizer)
@@ -189,7 +190,7 @@ class Trainer:
         """Trains on so many batches, fewer if a pause interrupts them; returns how many."""
         set_train_mode(self._model, stage)
         pipeline = GuardedPipeline(self._model, optimizer, self._guard)
-        iterator = itertools.islice(self._watch.until_pause(self._stream), batches)
+        iterator = itertools.islice(self.watch.until_pause(self._stream), batches)
         began, first = time.perf_counter(), self.progress.step
         while True:
             optimizer.factor = self._schedule.factor(self.progress.step)
@@ -226,10 +227,8 @@ class Trainer:
             progress.evaluation_due = False
             return False
         average_statistics(self._model)
-        predictions = predict(
-            self._model, self._batches("valid"), self._model.device, self._watch.signal_check()
-        )
-        if self._watch.signal:
+        predictions = self._predict("valid")
+        if self.watch.signal:
             return False
         progress.evaluation_due = False
         metrics = predictions.compute()
@@ -255,14 +254,22 @@ class Trainer:
 
         Returns:
             dict: as `Predictions.compute`.
-        """
-        return predict(self._model, self._batches(split), self._model.device).compute()
 
-    def _batches(self, split: str) -> itertools.islice:
-        return itertools.islice(self._data.loader(split), self._config.max_eval_batches)
+        Raises:
+            TrainingInterrupted: SIGTERM or SIGINT came.
+        """
+        predictions = self._predict(split)
+        if self.watch.signal:
+            raise TrainingInterrupted(self.watch.signal)
+        return predictions.compute()
+
+    def _predict(self, split: str) -> Predictions:
+        """Scores a split, or what a signal leaves of it."""
+        batches = itertools.islice(self._data.loader(split), self._config.max_eval_batches)
+        return predict(self._model, batches, self._model.device, self.watch.signal_check())
 
     def _save_due(self) -> bool:
-        if self._watch.save_due or self._watch.signal:
+        if self.watch.save_due or self.watch.signal:
             return True
         every = self._checkpoints.config.every_batches
         step = self.progress.step
@@ -273,7 +280,7 @@ class Trainer:
         best = best or (self.progress.finished and self.progress.best_auc is None)
         self._checkpoints.save(self._model, optimizer, self.progress, best)
         self._saved_step = self.progress.step
-        self._watch.saved()
+        self.watch.saved()
 
     def _runnable_stages(self) -> dict[str, StageConfig]:
         """Leaves out stages in which the model has nothing to learn."""

@@ -15,6 +15,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 
 from torchrec_hilomoe.modules import parameter_part
 from torchrec_hilomoe.training.config import (
+    PARTS,
     OptimizerConfig,
     Part,
     PartOptimizerConfig,
@@ -22,7 +23,8 @@ from torchrec_hilomoe.training.config import (
     TableOptimizerConfig,
 )
 
-_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+#: Optimizer classes by their names in configurations.
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
     "adam": torch.optim.Adam,
@@ -46,9 +48,7 @@ def part_parameters(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
             on this rank are left out.
     """
     of_name = parameter_part(model)
-    parts: dict[Part, dict[str, nn.Parameter]] = {
-        "tables": {}, "backbone": {}, "experts": {}, "router": {},
-    }  # fmt: skip
+    parts: dict[Part, dict[str, nn.Parameter]] = {part: {} for part in PARTS}
     for name, parameter in model.named_parameters():
         part: Part = "tables" if is_table(name) else of_name[name]
         if parameter.numel() > 0:
@@ -90,7 +90,6 @@ class StageOptimizer:
 
     Attributes:
         factor (float): the schedule's factor, applied to every rate before the next step.
-        steps_in_backward (bool): fused tables learn, which is before gradients can be checked.
     """
 
     def __init__(
@@ -102,7 +101,6 @@ class StageOptimizer:
         gradient_clip_norm: float | None,
     ) -> None:
         self.factor = 1.0
-        self.steps_in_backward = "tables" in stage.train and not dense_tables
         self._clip = gradient_clip_norm
         self._rates: list[tuple[dict, float]] = []
         self._l2: list[tuple[list[nn.Parameter], float]] = []
@@ -173,10 +171,16 @@ class StageOptimizer:
                     optimizer.state.pop(parameter, None)
         return self.dense_state()
 
-    def has_finite_gradients(self) -> bool:
-        """Whether all gradients of the dense part are finite; the same on every rank."""
-        norm = torch.nn.utils.get_total_norm(_gradients(self._replicated))
-        return bool(norm.isfinite())
+    def gradient_norm(self, others: Iterable[torch.Tensor] = ()) -> torch.Tensor:
+        """The norm of the gradients that every rank has: those of the dense part.
+
+        Args:
+            others (Iterable[torch.Tensor]): gradients of this rank to be counted in.
+
+        Returns:
+            torch.Tensor: scalar.
+        """
+        return torch.nn.utils.get_total_norm([*_gradients(self._replicated), *others])
 
     def step(self) -> None:
         """Adds the L2 gradients, clips, and steps every optimizer."""
@@ -192,7 +196,7 @@ class StageOptimizer:
 
     def _clip_gradients(self, max_norm: float) -> None:
         """Clips by the norm over all ranks; replicated gradients count once."""
-        norm = torch.nn.utils.get_total_norm(_gradients(self._replicated))
+        norm = self.gradient_norm()
         if self._needs_shard_norm:
             squared = torch.nn.utils.get_total_norm(_gradients(self._sharded)).square()
             squared = squared.to(norm.device)
@@ -204,7 +208,7 @@ class StageOptimizer:
 def _dense_optimizer(
     parameters: dict[str, nn.Parameter], config: TableOptimizerConfig | PartOptimizerConfig
 ) -> KeyedOptimizerWrapper:
-    cls = _OPTIMIZERS[config.name]
+    cls = OPTIMIZERS[config.name]
     kwargs: dict[str, Any] = {"lr": config.learning_rate} | (
         {} if config.eps is None else {"eps": config.eps}
     )

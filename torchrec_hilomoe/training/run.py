@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -122,7 +122,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
     )
 
 
-def train(config: RunConfig) -> dict[str, Any]:
+def train(config: RunConfig, on_start: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Trains a model and evaluates its best weights. Every rank of the launch calls it.
 
     Writes to ``output_dir``: ``metrics.json``, ``checkpoints/best`` and ``checkpoints/last``,
@@ -130,12 +130,16 @@ def train(config: RunConfig) -> dict[str, Any]:
 
     Args:
         config (RunConfig): the same on every rank.
+        on_start (Callable[[], None]): called on every rank once data and checkpoints are found to
+            fit the configuration, before anything is written to ``output_dir``.
 
     Returns:
         dict[str, Any]: the content of ``metrics.json``.
 
     Raises:
         HiLoMoEError: configuration or data cannot be used; raised on every rank.
+        TrainingInterrupted: SIGTERM or SIGINT came, in the training or in the last evaluation;
+            the checkpoint that it goes on from is written.
     """
     device = init_process_group()
     set_timeout(timedelta(minutes=config.training.timeout_minutes))
@@ -152,8 +156,9 @@ def train(config: RunConfig) -> dict[str, Any]:
         config.checkpoint,
         config.model,
         data,
-        _plain(config, data.features),
+        _plain(config, data),
     )
+    agree(on_start)
     model = build_sharded(
         config.model, data.features, config.sharding, config.optimizer.tables, config.seed, device
     )
@@ -170,9 +175,10 @@ def train(config: RunConfig) -> dict[str, Any]:
         checkpoints,
         recorder,
     )
-    trainer.run()
-    recorder.close()
-    metrics = _summary(config, trainer, data, model)
+    with trainer.watch:
+        trainer.run()
+        recorder.close()
+        metrics = _summary(config, trainer, data, model)
     if is_main_rank():
         _write_json(config.output_dir / "metrics.json", metrics)
     return metrics
@@ -252,11 +258,13 @@ def _summary(
     }
 
 
-def _plain(config: RunConfig, features: FeatureSpec) -> dict[str, Any]:
+def _plain(config: RunConfig, data: DataSource) -> dict[str, Any]:
     """What decides a run, as JSON holds it."""
     values = dataclasses.asdict(config) | {
         "model": model_config_dict(config.model),
-        "features": dataclasses.asdict(features),
+        "features": dataclasses.asdict(data.features),
+        "encoder": data.encoder_digest,
+        "rows": data.report["rows"],
     }
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain

@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 import torch
-import torchrec
 from torch import distributed as dist
 from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -27,16 +26,10 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training.config import ShardingConfig, TableOptimizerConfig
 from torchrec_hilomoe.training.distributed import broadcast, is_main_rank
+from torchrec_hilomoe.training.optimizers import OPTIMIZERS
 from torchrec_hilomoe.training.plan_report import describe_plan
 
 logger = logging.getLogger(__name__)
-
-_FUSED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-}
 
 _TABLE_TYPES = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE]
 _COLUMN_TYPES = [ShardingType.COLUMN_WISE, ShardingType.TABLE_COLUMN_WISE]
@@ -94,7 +87,7 @@ def shard_model(
         for collection in collections:
             # A fresh dict for each call: the kwargs are changed in place.
             apply_optimizer_in_backward(
-                _FUSED_OPTIMIZERS[tables.name], collection.parameters(), _fused_kwargs(tables)
+                OPTIMIZERS[tables.name], collection.parameters(), _fused_kwargs(tables)
             )
     sharder = _Sharder(_allowed_types(sharding, tables))
     plan = _plan(model, sharder, configs, sharding, device)

@@ -19,9 +19,10 @@ logger = logging.getLogger(__name__)
 
 # What a run may change and still be the same run.
 _FREE = ("checkpoint", "sharding", "output_dir", "data.cache_dir", "data.num_workers",
-         "training.log_every", "training.timeout_minutes")  # fmt: skip
+         "training.log_every", "training.timeout_minutes", "training.on_non_finite")  # fmt: skip
 # Without these the saved position means nothing.
-_FIXED = ("model", "seed", "features", "data.batch_size", "data.shuffle", "data.shuffle_buffer")
+_FIXED = ("model", "seed", "features", "encoder", "data.batch_size", "data.shuffle",
+          "data.shuffle_buffer")  # fmt: skip
 
 
 def resume_point(resume: str, folder: Path) -> Path | None:
