@@ -41,7 +41,7 @@ def _arch(**streams: object) -> HiLoMoETwoStreamArch:
     torch.manual_seed(0)
     shape = TwoStreamConfig(expert_width=10, plain_width=8, num_heads=2, **streams)
     arch = HiLoMoETwoStreamArch(2, 4, shape, HiLoMoEConfig(3, 4))
-    nn.init.normal_(arch.expert_stream[0].expert_u)
+    nn.init.normal_(arch.routed_stream[0].expert_u)
     return arch
 
 
@@ -49,7 +49,7 @@ def test_output_is_both_streams_and_their_products() -> None:
     arch = _arch()
     inputs = {"dense_features": torch.randn(5, 4), "sparse_features": torch.randn(5, 2, 4)}
     flat = torch.cat((inputs["dense_features"], inputs["sparse_features"].flatten(1)), dim=1)
-    x, y = torch.relu(arch.expert_stream[0](flat)), torch.relu(arch.plain_stream[0](flat))
+    x, y = torch.relu(arch.routed_stream[0](flat)), torch.relu(arch.plain_stream[0](flat))
     output = arch(**inputs)
     assert output.shape == (5, arch.out_features)
     torch.testing.assert_close(output, torch.cat((x, y, arch.fusion(x, y)), dim=1))
@@ -64,7 +64,7 @@ def test_fusion_scale_is_a_factor_on_the_products() -> None:
 
 def test_batch_norm_and_dropout_of_both_streams() -> None:
     arch = _arch(batch_norm=True, dropout=0.5)
-    for stream, width in ((arch.expert_stream, 10), (arch.plain_stream, 8)):
+    for stream, width in ((arch.routed_stream, 10), (arch.plain_stream, 8)):
         _, norm, relu, dropout = stream
         assert isinstance(norm, nn.BatchNorm1d)
         assert norm.num_features == width
@@ -74,4 +74,4 @@ def test_batch_norm_and_dropout_of_both_streams() -> None:
 
 def test_only_the_first_stream_has_experts() -> None:
     names = {name for name, _ in _arch().named_parameters() if "expert_u" in name}
-    assert names == {"expert_stream.0.expert_u"}
+    assert names == {"routed_stream.0.expert_u"}

@@ -101,7 +101,7 @@ def test_first_step_of_specialise_moves_only_u_by_the_task_loss(make_model, make
     moved = {
         name for (part, name), value in before.items() if not torch.equal(value, after[part, name])
     }
-    assert moved == {"model.inter_arch.linear.expert_u"}
+    assert moved == {"model.inter_arch.routed_stream.0.expert_u"}
 
 
 def test_silent_experts_are_bit_equal_to_none(make_model, make_batch):

@@ -1,5 +1,6 @@
-"""What a model costs."""
+"""What a model costs, and how it uses its experts."""
 
+from torchrec_hilomoe.analysis.experts import ExpertHealth, ExpertUsage
 from torchrec_hilomoe.analysis.flops import dense_cost
 
-__all__ = ["dense_cost"]
+__all__ = ["ExpertHealth", "ExpertUsage", "dense_cost"]

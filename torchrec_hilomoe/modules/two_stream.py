@@ -150,7 +150,7 @@ class HiLoMoETwoStreamArch(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.out_features = wide + plain + streams.num_heads
         self.fusion_scale = streams.fusion_scale
-        self.expert_stream = nn.Sequential(
+        self.routed_stream = nn.Sequential(
             HiLoMoELinear(d, wide, config, device, dtype), *_activation(wide, streams, **factory)
         )
         self.plain_stream = nn.Sequential(
@@ -169,7 +169,7 @@ class HiLoMoETwoStreamArch(nn.Module):
             Tensor: ``[B, out_features]``.
         """
         combined = torch.cat((dense_features, sparse_features.flatten(1)), dim=1)  # [B, (F+1)D]
-        x, y = self.expert_stream(combined), self.plain_stream(combined)
+        x, y = self.routed_stream(combined), self.plain_stream(combined)
         return torch.cat((x, y, self.fusion_scale * self.fusion(x, y)), dim=1)
 
 

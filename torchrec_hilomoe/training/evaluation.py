@@ -9,6 +9,7 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
+from torchrec_hilomoe.analysis import ExpertUsage
 from torchrec_hilomoe.data import CTRBatch
 from torchrec_hilomoe.training.metrics import Predictions
 from torchrec_hilomoe.training.optimizers import fused_modules
@@ -19,6 +20,7 @@ def predict(
     batches: Iterable[CTRBatch],
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
+    usage: ExpertUsage | None = None,
 ) -> Predictions:
     """Scores this rank's batches; every rank must hand in equally many.
 
@@ -29,6 +31,7 @@ def predict(
         device (torch.device): this rank's device.
         stop (Callable[[], bool]): asked after each batch, whether to leave out the rest; the
             answer must be the same on every rank.
+        usage (ExpertUsage | None): counts the routing of each sample.
 
     Returns:
         Predictions: call ``compute()`` on every rank for the metrics.
@@ -55,6 +58,8 @@ def predict(
                 output = pipeline.progress(iterator)
             except StopIteration:
                 break
+            if usage is not None:
+                usage.add(output.labels >= 0)
             predictions.add(output.logits, output.labels, groups.popleft())
             if stop():
                 pipeline.reset()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from torchrec_hilomoe.analysis import ExpertUsage
 from torchrec_hilomoe.data import DataSource
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training.checkpoint import RunCheckpoints
@@ -30,6 +31,7 @@ from torchrec_hilomoe.training.recorder import Recorder
 from torchrec_hilomoe.training.schedule import LearningRateSchedule
 from torchrec_hilomoe.training.stages import (
     average_statistics,
+    core_model,
     enter_stage,
     has_experts,
     set_train_mode,
@@ -227,7 +229,8 @@ class Trainer:
             progress.evaluation_due = False
             return False
         average_statistics(self._model)
-        predictions = self._predict("valid")
+        with ExpertUsage(core_model(self._model)) as usage:
+            predictions = self._predict("valid", usage)
         if self.watch.signal:
             return False
         progress.evaluation_due = False
@@ -236,6 +239,8 @@ class Trainer:
         progress.valid_auc = auc = metrics["auc"]
         if not progress.step:
             return False
+        health = {name: value._asdict() for name, value in usage.compute().items()}
+        progress.stages[cast(str, progress.stage)]["experts"] = health
         if is_main_rank() and progress.step > self._config.schedule.warmup_batches:
             warn_if_not_learning(auc, progress.step)
         improved = auc is not None and (progress.best_auc is None or auc > progress.best_auc)
@@ -263,10 +268,10 @@ class Trainer:
             raise TrainingInterrupted(self.watch.signal)
         return predictions.compute()
 
-    def _predict(self, split: str) -> Predictions:
+    def _predict(self, split: str, usage: ExpertUsage | None = None) -> Predictions:
         """Scores a split, or what a signal leaves of it."""
         batches = itertools.islice(self._data.loader(split), self._config.max_eval_batches)
-        return predict(self._model, batches, self._model.device, self.watch.signal_check())
+        return predict(self._model, batches, self._model.device, self.watch.signal_check(), usage)
 
     def _save_due(self) -> bool:
         if self.watch.save_due or self.watch.signal:

@@ -26,7 +26,8 @@ class Progress:
         best_auc (float | None): best valid AUC so far.
         plateau (float): the factor of the ``plateau`` schedule.
         skipped (int): batches left out because loss or gradients were not finite.
-        stages (dict): per finished stage, its batches and its valid AUC before and after.
+        stages (dict): per stage, its batches, its valid AUC before and after, and `ExpertHealth` of
+            each router at its last evaluation.
         finished (bool): all stages are done.
     """
 

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from torchrec_hilomoe.analysis import ExpertUsage
+from torchrec_hilomoe.modules import HiLoMoEConfig, HiLoMoELinear, set_experts_enabled
+
+
+def _model(**options: object) -> HiLoMoELinear:
+    torch.manual_seed(0)
+    config = HiLoMoEConfig(**{"num_layers": 2, "num_experts": 4, **options})
+    return HiLoMoELinear(16, 8, config).eval()
+
+
+def _health(model: nn.Module, *batches: torch.Tensor, keep: slice = slice(None)):
+    with ExpertUsage(model) as usage:
+        for x in batches:
+            model(x)
+            mask = torch.zeros(x.size(0), dtype=torch.bool)
+            mask[keep] = True
+            usage.add(mask)
+    return usage.compute()
+
+
+def test_equals_the_definitions() -> None:
+    model, x = _model(), torch.randn(50, 16)
+    scores = model.router(x).scores
+    health = _health(model, x[:20], x[20:])["router"]
+    mean = scores.mean(dim=0)
+    usage = -(mean * mean.log()).sum(dim=1) / math.log(4)
+    sample = -(scores * scores.log()).sum(dim=2).mean(dim=0) / math.log(4)
+    assert health.usage_entropy == pytest.approx(usage.tolist(), abs=1e-5)
+    assert health.sample_entropy == pytest.approx(sample.tolist(), abs=1e-5)
+    assert health.paths == len({tuple(path) for path in scores.argmax(dim=2).tolist()})
+    assert health.possible_paths == 16
+    assert health.dead_share == (mean < 0.025).double().mean(dim=1).tolist()
+
+
+def test_dead_experts_are_found() -> None:
+    model = _model(query_dim=3)
+    with torch.no_grad():  # the query is (1, 0, 0): expert 0 of layer 0 takes all
+        model.router.query.projection.weight.zero_()
+        model.router.query.projection.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+        model.router.keys.zero_()
+        model.router.keys[0, 0, 0] = 40.0
+    health = _health(model, torch.randn(9, 16))["router"]
+    assert health.dead_share == [0.75, 0.0]
+    assert health.usage_entropy[0] == pytest.approx(0.0, abs=1e-4)
+    assert health.usage_entropy[1] == pytest.approx(1.0, abs=1e-4)
+    assert health.paths == 1
+
+
+def test_experts_that_top_k_never_keeps_are_dead() -> None:
+    health = _health(_model(num_experts=64, top_k=1), torch.randn(8, 16))["router"]
+    assert min(health.dead_share) >= (64 - 8) / 64
+    assert health.sample_entropy == [0.0, 0.0]
+
+
+def test_padding_is_left_out() -> None:
+    model, x = _model(), torch.randn(10, 16)
+    assert _health(model, x, keep=slice(6)) == _health(model, x[:6])
+
+
+def test_routers_that_did_not_run_are_left_out() -> None:
+    model = _model()
+    set_experts_enabled(model, False)
+    assert _health(model, torch.randn(3, 16)) == {}
+
+
+def test_leaves_no_hook_behind() -> None:
+    model = _model()
+    _health(model, torch.randn(3, 16))
+    assert not model.router._forward_hooks
+
+
+def test_a_single_expert() -> None:
+    health = _health(_model(num_experts=1), torch.randn(3, 16))["router"]
+    assert health == ([0.0, 0.0], [1.0, 1.0], [1.0, 1.0], 1, 1)
