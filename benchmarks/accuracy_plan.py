@@ -21,6 +21,7 @@ class Entry:
         overrides (list[str]): Hydra overrides of every run.
         space (dict[str, list[str]]): choices for each tuned key, in Hydra's syntax; empty for a
             model that is taken as it ships.
+        tune_rows (int | None): rows of train, by chance but always the same, that tuning sees.
         of (str | None): the tuned entry whose choices a variant takes over.
         variant (list[str]): what the variant changes, after these choices.
     """
@@ -30,6 +31,7 @@ class Entry:
     files: dict[str, str]
     overrides: list[str]
     space: dict[str, list[str]] = field(default_factory=dict)
+    tune_rows: int | None = None
     of: str | None = None
     variant: list[str] = field(default_factory=list)
 
@@ -79,6 +81,7 @@ def load_plan(path: Path) -> Plan:
                     files,
                     [*common, *settings["overrides"], *its.get(model, [])],
                     _choices(its["space"] | settings["space"]),
+                    its.get("tune_rows"),
                 )
             )
         for variant, settings in its.get("variants", {}).items():

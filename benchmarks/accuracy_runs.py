@@ -180,25 +180,47 @@ class Runner:
             return []
         if self._root is None:
             raise RunError("--root: required, the folder of the data files of the plan")
-        valid, test = self._carve(entry)
-        given = [f"data.train={self._root / entry.files['train']}", f"data.valid={valid}"]
-        return [*given, f"data.test={test}"] if with_test else given
-
-    def _carve(self, entry: Entry) -> tuple[Path, Path]:
-        """Halves the valid file, by chance but always alike: one half to choose by, one to test."""
-        assert self._root is not None
-        source = self._root / entry.files["valid"]
+        train, source = (self._root / entry.files[split] for split in ("train", "valid"))
         halves = [
             self._work / "data" / f"{entry.data}-{half}.parquet" for half in ("valid", "test")
         ]
         with self._carving:
             if not all(half.exists() for half in halves):
-                rows = _read(source)
-                order = np.random.default_rng(0).permutation(rows.num_rows)
-                halves[0].parent.mkdir(parents=True, exist_ok=True)
-                for half, chosen in zip(halves, np.array_split(order, 2), strict=True):
-                    parquet.write_table(rows.take(np.sort(chosen)), half)
-        return halves[0], halves[1]
+                carve(source, halves)
+            if entry.tune_rows and not with_test:
+                whole = train
+                train = self._work / "data" / f"{entry.data}-train-{entry.tune_rows}.parquet"
+                if not train.exists():
+                    sample(whole, train, entry.tune_rows)
+        given = [f"data.train={train}", f"data.valid={halves[0]}"]
+        return [*given, f"data.test={halves[1]}"] if with_test else given
+
+
+def carve(source: Path, halves: Sequence[Path]) -> None:
+    """Cuts a file by chance, but always alike, into equal parts; rows keep their order.
+
+    Args:
+        source (Path): CSV or Parquet.
+        halves (Sequence[Path]): Parquet files to be written.
+    """
+    rows = _read(source)
+    order = np.random.default_rng(0).permutation(rows.num_rows)
+    for half, chosen in zip(halves, np.array_split(order, len(halves)), strict=True):
+        half.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(rows.take(np.sort(chosen)), half)
+
+
+def sample(source: Path, target: Path, num_rows: int) -> None:
+    """So many rows by chance, but always the same, in their order.
+
+    Args:
+        source (Path): CSV or Parquet.
+        target (Path): Parquet file to be written.
+        num_rows (int): rows of the sample; all rows if there are no more.
+    """
+    rows = _read(source)
+    chosen = np.random.default_rng(0).permutation(rows.num_rows)[:num_rows]
+    parquet.write_table(rows.take(np.sort(chosen)), target)
 
 
 def _read(path: Path) -> pa.Table:

@@ -104,17 +104,28 @@ def test_table_counts_only_trials_within_the_space(load, plan, tmp_path: Path) -
 def test_carved_halves_are_the_valid_file(load, tmp_path: Path) -> None:
     valid = tmp_path / "valid.csv"
     valid.write_text("label,user\n" + "".join(f"{i % 2},{i}\n" for i in range(101)))
-    entry = load("accuracy_plan").Entry("shop", "m", {"train": "t.csv", "valid": "valid.csv"}, [])
-    runs = load("accuracy_runs")
-    table = runs.RunTable(tmp_path / "runs.csv")
-    halves = []
-    for work in ("a", "b"):
-        runner = runs.Runner(table, tmp_path, tmp_path / work, float("inf"))
-        halves.append([parquet.read_table(path) for path in runner._carve(entry)])
-    assert halves[0] == halves[1]
-    users = [set(half["user"].to_pylist()) for half in halves[0]]
+    paths = [[tmp_path / work / half for half in ("valid", "test")] for work in ("a", "b")]
+    for halves in paths:
+        load("accuracy_runs").carve(valid, halves)
+    first, second = ([parquet.read_table(path) for path in halves] for halves in paths)
+    assert first == second
+    users = [set(half["user"].to_pylist()) for half in first]
     assert [len(half) for half in users] == [51, 50]
     assert users[0] | users[1] == set(pyarrow_csv.read_csv(valid)["user"].to_pylist())
+
+
+def test_tuning_sees_a_sample_and_no_test_rows(load, tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.csv").write_text("label,user\n" + "1,2\n0,3\n" * 40)
+    runs, files = load("accuracy_runs"), {"train": "train.csv", "valid": "valid.csv"}
+    entry = load("accuracy_plan").Entry("shop", "m", files, [], tune_rows=30)
+    runner = runs.Runner(runs.RunTable(tmp_path / "r.csv"), tmp_path, tmp_path, float("inf"))
+    tuning = dict(override.split("=") for override in runner._files(entry, with_test=False))
+    seed = dict(override.split("=") for override in runner._files(entry, with_test=True))
+    assert parquet.read_table(tuning["data.train"]).num_rows == 30
+    assert set(tuning) == {"data.train", "data.valid"}
+    assert seed["data.train"] == str(tmp_path / "train.csv")
+    assert set(seed) == {"data.train", "data.valid", "data.test"}
 
 
 @pytest.mark.slow
