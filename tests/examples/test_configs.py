@@ -84,3 +84,23 @@ def test_frappe_protocol(composed):
     assert config.training.schedule.name == "plateau"
     assert config.training.early_stopping_patience == 2
     assert config.training.gradient_clip_norm == 10
+
+
+def test_an_experiment_has_settings_for_one_model(composed):
+    model = composed("experiment=frappe_x1", "model=hilomoe").model
+    assert (model.embedding_dim, model.dropout) == (10, 0.4)
+    assert (model.interaction.num_experts, model.interaction.query_dropout) == (8, 0.4)
+    assert model.interaction.fusion_scale == 30.0
+    assert composed("model=hilomoe").model.interaction.num_experts == 32
+    overridden = composed("experiment=frappe_x1", "model=hilomoe", "model.num_experts=5").model
+    assert overridden.interaction.num_experts == 5
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "tuned").glob("*.yaml")), ids=lambda p: p.stem)
+def test_settings_belong_to_an_experiment_and_a_model(path):
+    names = [
+        f"{experiment.stem}_{model.stem}"
+        for experiment in (CONF / "experiment").glob("*.yaml")
+        for model in (CONF / "model").glob("[!_]*.yaml")
+    ]
+    assert path.stem in names
