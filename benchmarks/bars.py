@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from peers import (
     SequentialLinear,
     hilomoe_linear,
 )
-from steps import activation_bytes, training_steps
+from steps import activation_bytes, peak_activation_bytes, training_steps
 from timing import Times, best_gemm, count_flops, take_turns
 from torch import nn
 from torchrec.modules.crossnet import LowRankMixtureCrossNet
@@ -121,6 +122,7 @@ def _layer(
     )
     summary = times.summary()
     rate = flops["layer"] / gemm
+    recomputing = hilomoe_linear(shape[-1], shape[-1], replace(config, recompute=True))
     row = {
         "ms": summary,
         "flop_ratio": flop_ratio,
@@ -135,8 +137,12 @@ def _layer(
             rate / summary["layer"]["high"] * 1e3,
             rate / summary["layer"]["low"] * 1e3,
         ),
-        "activation_mb": activation_bytes(layer, x) / 1e6,
         "output_mb": x.numel() * 4 / 1e6,
+        "kept_mb": activation_bytes(layer, x) / 1e6,
+        "peak_mb": peak_activation_bytes(layer, x) / 1e6,
+        "base_peak_mb": peak_activation_bytes(base, x) / 1e6,
+        "recompute_kept_mb": activation_bytes(recomputing, x) / 1e6,
+        "recompute_peak_mb": peak_activation_bytes(recomputing, x) / 1e6,
     }
     return row, floor, share
 

@@ -14,22 +14,14 @@ import warnings
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from runs import model_names, run_config
 from stage_runs import describe, encoding_rate, loader_rate, stage_runs, take_turns
 from timing import Times
 from torch import distributed as dist
 
 from torchrec_hilomoe.data import open_data
-from torchrec_hilomoe.training import (
-    RunConfig,
-    init_process_group,
-    is_main_rank,
-    parse_run_config,
-    shutdown,
-)
+from torchrec_hilomoe.training import init_process_group, is_main_rank, shutdown
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 Cases = dict[tuple[str, str], dict[str, object]]
 
 
@@ -85,20 +77,6 @@ def main() -> None:
             args.json.write_text(json.dumps(results, indent=1))
     del runs
     shutdown()
-
-
-def model_names() -> list[str]:
-    """The models of ``conf/model``."""
-    paths = sorted((CONF / "model").glob("[!_]*.yaml"))
-    return [path.stem for path in paths]
-
-
-def run_config(model: str, overrides: list[str]) -> RunConfig:
-    """The run of an entry script with ``model=...`` and these overrides."""
-    OmegaConf.register_new_resolver("launch_time", lambda: "benchmark", replace=True)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=[f"model={model}", *overrides])
-    return parse_run_config(OmegaConf.to_container(config, resolve=True))
 
 
 def named_ratios(times: Times, cases: Cases, loader_rows: float) -> dict[str, object]:

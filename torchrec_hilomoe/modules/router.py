@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.ops import gram_matrix, query_space_is_cheaper, route
@@ -116,8 +117,13 @@ class HierarchicalRouter(nn.Module):
             keys = self.keys
         if keys is None:
             raise ValueError("tied_keys: hand V of the linear to the router, router(x, expert_v)")
-        gram = self._gram(keys) if isinstance(x, Tensor) else None  # FX traces with proxies
-        scores, logits = route(self.query(x), keys, self.config.top_k, gram)
+        is_tensor = isinstance(x, Tensor)  # FX traces with proxies
+        if self.config.recompute and self.training and is_tensor:
+            query = checkpoint(self.query, x, use_reentrant=False)
+        else:
+            query = self.query(x)
+        gram = self._gram(keys) if is_tensor else None
+        scores, logits = route(query, keys, self.config.top_k, gram)
         routing = Routing(scores, logits)
         if self.training and isinstance(scores, Tensor):
             self.routing = routing
