@@ -91,14 +91,10 @@ def random_request(samples: int, seed: int = 0) -> Request:
 def logit_differences(forms: Mapping[str, Form], request: Request) -> dict[str, float]:
     """The largest difference of any logit from the eager model's."""
     expected = forms["eager"](*request)
-    return {
-        name: (form(*request) - expected).abs().max().item() for name, form in forms.items()
-    }
+    return {name: (form(*request) - expected).abs().max().item() for name, form in forms.items()}
 
 
-def latency(
-    forms: Mapping[str, Form], samples: int, rounds: int
-) -> dict[str, tuple[float, float]]:
+def latency(forms: Mapping[str, Form], samples: int, rounds: int) -> dict[str, tuple[float, float]]:
     """Milliseconds of CPU time of a request, p50 and p99 of each form; they take turns."""
     requests = [random_request(samples, seed) for seed in range(16)]
     seconds: dict[str, list[float]] = {name: [] for name in forms}

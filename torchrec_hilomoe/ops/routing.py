@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+# Compute capabilities of GPUs on which the Triton kernel was measured to take less time.
+_KERNEL_IS_FASTER_ON: frozenset[tuple[int, int]] = frozenset()
 
 
 def route(
@@ -92,6 +96,29 @@ def query_space_is_cheaper(num_layers: int, num_experts: int, query_dim: int) ->
     return num_experts > 16 and num_layers * num_experts >= query_dim
 
 
+def kernel_is_cheaper(first_terms: Tensor, top_k: int | None) -> bool:
+    """Whether the score recurrence runs as one Triton kernel.
+
+    No GPU was at hand to time it: until one is measured and listed, the answer is no. The kernel
+    itself is tested in Triton's interpreter, and compiles for compute capability 8.0 and 9.0.
+
+    Args:
+        first_terms (Tensor): ``[LK, B]``.
+        top_k (int | None): experts kept in each layer.
+
+    Returns:
+        bool: True on the GPUs listed, for dense float32 routing outside of ``torch.compile``.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and first_terms.is_cuda
+        and first_terms.dtype == torch.float32
+        and top_k is None
+        and torch.cuda.get_device_capability(first_terms.device) in _KERNEL_IS_FASTER_ON
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
 def _route_in_query_space(query: Tensor, keys: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
     """The recurrence of :func:`route_reference`, at full precision."""
     num_layers, num_experts, query_dim = keys.shape
@@ -139,15 +166,13 @@ class _ScoreRecurrence(torch.autograd.Function):
     def forward(
         ctx: Any, first_terms: Tensor, gram: Tensor, num_layers: int, top_k: int | None
     ) -> tuple[Tensor, Tensor]:
-        num_experts = first_terms.size(0) // num_layers
         logits = first_terms.clone(memory_format=torch.contiguous_format)
-        scores = torch.empty_like(logits)
-        for layer in range(num_layers):
-            here = slice(layer * num_experts, (layer + 1) * num_experts)
-            if layer > 0:
-                first, second = _halves(layer, num_layers, num_experts)
-                logits[second].addmm_(gram[second, first], scores[first])
-            scores[here] = _gate(logits[here], top_k)
+        if kernel_is_cheaper(first_terms, top_k):
+            from torchrec_hilomoe.ops.triton_routing import fused_recurrence  # triton loads slowly
+
+            scores = fused_recurrence(logits, gram.contiguous(), num_layers)
+        else:
+            scores = _recurrence(logits, gram, num_layers, top_k)
         ctx.save_for_backward(scores, gram)
         ctx.num_layers = num_layers
         ctx.set_materialize_grads(False)
@@ -177,6 +202,19 @@ class _ScoreRecurrence(torch.autograd.Function):
                 from_scores[first].addmm_(gram[second, first].t(), from_logits[second])
                 grad_gram[second, first].addmm_(from_logits[second], scores[first].t())
         return from_logits, grad_gram, None, None
+
+
+def _recurrence(logits: Tensor, gram: Tensor, num_layers: int, top_k: int | None) -> Tensor:
+    """Turns first terms ``[LK, B]`` into logits, and gives the scores."""
+    num_experts = logits.size(0) // num_layers
+    scores = torch.empty_like(logits)
+    for layer in range(num_layers):
+        here = slice(layer * num_experts, (layer + 1) * num_experts)
+        if layer > 0:
+            first, second = _halves(layer, num_layers, num_experts)
+            logits[second].addmm_(gram[second, first], scores[first])
+        scores[here] = _gate(logits[here], top_k)
+    return scores
 
 
 def _halves(layer: int, num_layers: int, num_experts: int) -> tuple[slice, slice]:
