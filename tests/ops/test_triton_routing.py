@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrec_hilomoe.ops import routing
-
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
@@ -45,17 +43,3 @@ def test_compiles_without_a_gpu() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_equals_reference_on_a_gpu() -> None:
     run("cuda")
-
-
-def test_stays_off_where_it_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not routing.kernel_is_cheaper(torch.zeros(12, 5), None)
-
-    class OnGpu:
-        is_cuda, dtype, device = True, torch.float32, torch.device("cuda")
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert not routing.kernel_is_cheaper(OnGpu(), None)
-    if importlib.util.find_spec("triton") is not None:
-        monkeypatch.setattr(routing, "_KERNEL_IS_FASTER_ON", frozenset({(9, 0)}))
-        assert routing.kernel_is_cheaper(OnGpu(), None)
-        assert not routing.kernel_is_cheaper(OnGpu(), 2)

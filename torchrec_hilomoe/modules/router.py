@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
-from torchrec_hilomoe.ops import gram_matrix, query_space_is_cheaper, route
+from torchrec_hilomoe.ops import (
+    gram_matrix,
+    projecting_keys_is_cheaper,
+    query_space_is_cheaper,
+    route,
+    route_projected,
+)
 
 torch.fx.wrap("route")
 
@@ -117,13 +123,16 @@ class HierarchicalRouter(nn.Module):
             keys = self.keys
         if keys is None:
             raise ValueError("tied_keys: hand V of the linear to the router, router(x, expert_v)")
-        is_tensor = isinstance(x, Tensor)  # FX traces with proxies
-        if self.config.recompute and self.training and is_tensor:
-            query = checkpoint(self.query, x, use_reentrant=False)
+        if not isinstance(x, Tensor):  # FX traces with proxies
+            scores, logits = route(self.query(x), keys, self.config.top_k)
+        elif self._projects_keys(x):
+            parts: Any = self.query  # a Sequential has its modules as attributes, of any type
+            weight, bias = parts.projection.weight, parts.projection.bias
+            scores, logits = route_projected(parts.norm(x), weight, bias, keys, self.config.top_k)
         else:
-            query = self.query(x)
-        gram = self._gram(keys) if is_tensor else None
-        scores, logits = route(query, keys, self.config.top_k, gram)
+            recompute = self.config.recompute and self.training
+            query = checkpoint(self.query, x, use_reentrant=False) if recompute else self.query(x)
+            scores, logits = route(query, keys, self.config.top_k, self._gram(keys))
         routing = Routing(scores, logits)
         if self.training and isinstance(scores, Tensor):
             self.routing = routing
@@ -139,6 +148,19 @@ class HierarchicalRouter(nn.Module):
         if self.training:
             self.routing = no_samples
         return no_samples
+
+    def _projects_keys(self, x: Tensor) -> bool:
+        """Whether nothing but logits need be formed; in training alone, for large batches."""
+        return (
+            self.training
+            and self.keys is not None
+            and not self.config.query_dropout
+            and not self.config.recompute
+            and x.dtype == self.keys.dtype
+            and x.dtype in (torch.float32, torch.float64)
+            and not torch.is_autocast_enabled(x.device.type)  # it would round the logits
+            and projecting_keys_is_cheaper(x.size(0), self.in_features, *self.keys.shape)
+        )
 
     def _gram(self, keys: Tensor) -> Tensor | None:
         """The Gram matrix where it is a constant; None leaves it to :func:`route`."""
