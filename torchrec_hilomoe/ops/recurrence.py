@@ -35,10 +35,11 @@ def score_recurrence(
 
 
 class _ScoreRecurrence(torch.autograd.Function):
-    """Experts lead and samples trail, so that softmax and products run along the batch. Layers are
-    halved again and again: once the first half of a block has its scores, one product adds them to
-    the logits of the second half. Differentiated by hand, because autograd would copy every slice
-    that these products update in place.
+    """Works on ``[LK, B]``, so that softmax and products run along the batch.
+
+    Layers are halved again and again: once the first half of a block has its scores, one product
+    adds them to the logits of the second half. Differentiated by hand, because autograd would copy
+    every slice that these products update in place.
     """
 
     @staticmethod
