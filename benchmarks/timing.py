@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,30 +17,35 @@ class Times:
     """Seconds of one step of each case, repetition by repetition.
 
     Args:
-        seconds (Mapping[str, list[float]]): by case; the n-th of all cases ran one after another.
+        seconds (Mapping[Hashable, list[float]]): by case; the n-th of all ran one after another.
     """
 
-    def __init__(self, seconds: Mapping[str, list[float]]) -> None:
+    def __init__(self, seconds: Mapping[Hashable, list[float]]) -> None:
         self._seconds = seconds
 
-    def median(self, case: str) -> float:
+    @property
+    def cases(self) -> list[Hashable]:
+        """The cases, in order."""
+        return list(self._seconds)
+
+    def median(self, case: Hashable) -> float:
         """Median seconds of a case."""
         return statistics.median(self._seconds[case])
 
-    def ratio(self, case: str, over: str) -> float:
+    def ratio(self, case: Hashable, over: Hashable) -> float:
         """Ratio of the medians of two cases."""
         return self.median(case) / self.median(over)
 
-    def ratio_of_minima(self, case: str, over: str) -> float:
+    def ratio_of_minima(self, case: Hashable, over: Hashable) -> float:
         """Ratio of the shortest times: what is left where other work on the machine adds least."""
         return min(self._seconds[case]) / min(self._seconds[over])
 
-    def ratio_quartiles(self, case: str, over: str) -> tuple[float, float]:
+    def ratio_quartiles(self, case: Hashable, over: Hashable) -> tuple[float, float]:
         """Lower and upper quartile of the ratio within a repetition."""
         pairs = zip(self._seconds[case], self._seconds[over], strict=True)
         return _quartiles([a / b for a, b in pairs])
 
-    def summary(self) -> dict[str, dict[str, float]]:
+    def summary(self) -> dict[Hashable, dict[str, float]]:
         """Milliseconds by case: minimum, median and quartiles."""
         summary = {}
         for case, seconds in self._seconds.items():
