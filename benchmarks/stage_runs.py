@@ -6,7 +6,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,8 @@ from torchrec_hilomoe.training.stream import BatchStream
 
 # A pipeline fills up at its start and empties at its end; the steps between are like each other.
 _FIRST, _LAST = 3, 2
+# Of an epoch, where the loader runs alone.
+_LOADED = 500
 
 
 class Clock(NamedTuple):
@@ -176,7 +178,8 @@ def loader_rate(data: DataSource, repetitions: int) -> Clock:
     for epoch in range(repetitions):
         dist.barrier()
         began = Clock.now(torch.device("cpu"))
-        rows = _count_rows(data.loader("train", epoch=epoch)) * dist.get_world_size()
+        batches = itertools.islice(data.loader("train", epoch=epoch), _LOADED)
+        rows = sum(len(batch.labels) for batch in batches) * dist.get_world_size()
         ended = Clock.now(torch.device("cpu"))
         rates.append(Clock(rows / (ended.wall - began.wall), rows / (ended.cpu - began.cpu)))
     return Clock(*(statistics.median(column) for column in zip(*rates, strict=True)))
@@ -184,6 +187,8 @@ def loader_rate(data: DataSource, repetitions: int) -> Clock:
 
 def encoding_rate(data: DataConfig, rows: int) -> float | None:
     """Training rows per second from raw files to the cache, read twice: to fit and to encode.
+
+    Encodes all of them once more, whatever the cache has.
 
     Args:
         data (DataConfig): the data set.
@@ -201,7 +206,3 @@ def encoding_rate(data: DataConfig, rows: int) -> float | None:
         began = time.perf_counter()
         prepare_data(replace(data, valid=None, test=None, cache_dir=cache))
         return rows / (time.perf_counter() - began)
-
-
-def _count_rows(batches: Iterable[CTRBatch]) -> int:
-    return sum(len(batch.labels) for batch in batches)

@@ -35,6 +35,17 @@ def test_projects_keys_in_training_without_dropout() -> None:
         assert count_flops(not_projected, x) == count_flops(by_query, x)
 
 
+def test_projected_keys_compile_and_stay_exact_under_autocast() -> None:
+    torch.compiler.reset()
+    router, x = HierarchicalRouter(40, HiLoMoEConfig(1, 4, query_dim=32)), torch.randn(64, 40)
+    expected = tuple(router(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        query, routing = router.query(x).float(), router(x)
+    torch.testing.assert_close(tuple(routing), route_reference(query, router.keys))
+    router.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(tuple(router(x)), expected)
+
+
 def test_tied_routes_the_input_by_the_given_keys() -> None:
     router = HierarchicalRouter(12, HiLoMoEConfig(3, 4, tied_keys=True))
     x, expert_v = torch.randn(7, 12), torch.randn(3, 4, 12)
