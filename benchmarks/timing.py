@@ -6,6 +6,7 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -99,11 +100,20 @@ def count_flops(step: Step) -> int:
     return counter.get_total_flops()
 
 
-def best_gemm(repetitions: int) -> float:
-    """The machine's best measured rate of float32 products, in FLOP/s.
+class Product(NamedTuple):
+    """A matrix product to compare rates with."""
 
-    Over square products and over those of a linear layer of 4096 x 432 by 432, forward and
-    backward, with the result in memory that is there already.
+    step: Step
+    flops: int
+    rate: float  # FLOP/s
+
+
+def best_product(repetitions: int) -> Product:
+    """The float32 product of the highest rate, as measured.
+
+    Of square products and those of a linear layer of 4096 x 432 by 432, forward and backward, with
+    the result in memory that is there already. A machine's speed drifts with its load, so the
+    product has to take turns with what it is compared with.
     """
     shapes = [(1024, 1024, 1024), (2048, 2048, 2048), (4096, 432, 432), (432, 4096, 432)]
     cases: dict[str, Step] = {}
@@ -117,7 +127,8 @@ def best_gemm(repetitions: int) -> float:
             cases[name] = lambda a=a, b=b, out=out: torch.mm(a, b, out=out)
             flops[name] = 2 * m * k * n
     times = take_turns(cases, repetitions)
-    return max(flops[name] / times.median(name) for name in cases)
+    best = max(cases, key=lambda name: flops[name] / times.median(name))
+    return Product(cases[best], flops[best], flops[best] / times.median(best))
 
 
 def _quartiles(values: list[float]) -> tuple[float, float]:
