@@ -158,8 +158,8 @@ class HierarchicalRouter(nn.Module):
             and not self.config.recompute
             and x.dtype == self.keys.dtype
             and x.dtype in (torch.float32, torch.float64)
-            and not torch.is_autocast_enabled(x.device.type)  # it would round the logits
             and projecting_keys_is_cheaper(x.size(0), self.in_features, *self.keys.shape)
+            and not _autocasts(x)  # it would round the logits
         )
 
     def _gram(self, keys: Tensor) -> Tensor | None:
@@ -206,3 +206,8 @@ class HierarchicalRouter(nn.Module):
             f"in_features={self.in_features}, num_layers={self.config.num_layers}, "
             f"num_experts={self.config.num_experts}, {gating}, tied_keys={self.config.tied_keys}"
         )
+
+
+def _autocasts(x: Tensor) -> bool:
+    device = x.device.type  # meta has no autocast
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
