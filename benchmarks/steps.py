@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from profiles import peak_bytes
 from timing import Step
 from torch import Tensor, nn
 
@@ -55,3 +56,12 @@ def activation_bytes(module: nn.Module, *inputs: Tensor) -> int:
         total = sum(kept.values())
     del output
     return total
+
+
+def peak_activation_bytes(module: nn.Module, *inputs: Tensor) -> int:
+    """The most memory that forward and backward take, their gradients included."""
+    step = training_step(module, *inputs)
+    step()
+    for leaf in (*inputs, *module.parameters()):
+        leaf.grad = None
+    return peak_bytes(step, inputs[0].device)

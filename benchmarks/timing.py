@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,30 +18,35 @@ class Times:
     """Seconds of one step of each case, repetition by repetition.
 
     Args:
-        seconds (Mapping[str, list[float]]): by case; the n-th of all cases ran one after another.
+        seconds (Mapping[Hashable, list[float]]): by case; the n-th of all ran one after another.
     """
 
-    def __init__(self, seconds: Mapping[str, list[float]]) -> None:
+    def __init__(self, seconds: Mapping[Hashable, list[float]]) -> None:
         self._seconds = seconds
 
-    def median(self, case: str) -> float:
+    @property
+    def cases(self) -> list[Hashable]:
+        """The cases, in order."""
+        return list(self._seconds)
+
+    def median(self, case: Hashable) -> float:
         """Median seconds of a case."""
         return statistics.median(self._seconds[case])
 
-    def ratio(self, case: str, over: str) -> float:
+    def ratio(self, case: Hashable, over: Hashable) -> float:
         """Ratio of the medians of two cases."""
         return self.median(case) / self.median(over)
 
-    def ratio_of_minima(self, case: str, over: str) -> float:
+    def ratio_of_minima(self, case: Hashable, over: Hashable) -> float:
         """Ratio of the shortest times: what is left where other work on the machine adds least."""
         return min(self._seconds[case]) / min(self._seconds[over])
 
-    def ratio_quartiles(self, case: str, over: str) -> tuple[float, float]:
+    def ratio_quartiles(self, case: Hashable, over: Hashable) -> tuple[float, float]:
         """Lower and upper quartile of the ratio within a repetition."""
         pairs = zip(self._seconds[case], self._seconds[over], strict=True)
         return _quartiles([a / b for a, b in pairs])
 
-    def summary(self) -> dict[str, dict[str, float]]:
+    def summary(self) -> dict[Hashable, dict[str, float]]:
         """Milliseconds by case: minimum, median and quartiles."""
         summary = {}
         for case, seconds in self._seconds.items():
@@ -94,11 +100,20 @@ def count_flops(step: Step) -> int:
     return counter.get_total_flops()
 
 
-def best_gemm(repetitions: int) -> float:
-    """The machine's best measured rate of float32 products, in FLOP/s.
+class Product(NamedTuple):
+    """A matrix product to compare rates with."""
 
-    Over square products and over those of a linear layer of 4096 x 432 by 432, forward and
-    backward, with the result in memory that is there already.
+    step: Step
+    flops: int
+    rate: float  # FLOP/s
+
+
+def best_product(repetitions: int) -> Product:
+    """The float32 product of the highest rate, as measured.
+
+    Of square products and those of a linear layer of 4096 x 432 by 432, forward and backward, with
+    the result in memory that is there already. A machine's speed drifts with its load, so the
+    product has to take turns with what it is compared with.
     """
     shapes = [(1024, 1024, 1024), (2048, 2048, 2048), (4096, 432, 432), (432, 4096, 432)]
     cases: dict[str, Step] = {}
@@ -112,7 +127,8 @@ def best_gemm(repetitions: int) -> float:
             cases[name] = lambda a=a, b=b, out=out: torch.mm(a, b, out=out)
             flops[name] = 2 * m * k * n
     times = take_turns(cases, repetitions)
-    return max(flops[name] / times.median(name) for name in cases)
+    best = max(cases, key=lambda name: flops[name] / times.median(name))
+    return Product(cases[best], flops[best], flops[best] / times.median(best))
 
 
 def _quartiles(values: list[float]) -> tuple[float, float]:

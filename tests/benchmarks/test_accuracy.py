@@ -41,16 +41,6 @@ data:
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch):
-    """Imports a file of ``benchmarks`` as its scripts do."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = [path.stem for path in (ROOT / "benchmarks").glob("accuracy*.py")]
-    yield lambda name: __import__(name)
-    for name in names:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
 def plan(tmp_path: Path) -> Path:
     path = tmp_path / "plan.yaml"
     path.write_text(PLAN)

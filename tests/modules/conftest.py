@@ -60,6 +60,7 @@ CONFIGS = {
     "top_k": HiLoMoEConfig(3, 4, top_k=2, query_dim=6),
     "tied": HiLoMoEConfig(3, 4, tied_keys=True),
     "dropout": HiLoMoEConfig(3, 4, query_dropout=0.2, expert_dropout=0.2),
+    "recompute": HiLoMoEConfig(3, 4, recompute=True),
 }
 
 

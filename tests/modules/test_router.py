@@ -24,6 +24,28 @@ def test_untied_routes_a_projection_of_the_normalised_input() -> None:
     torch.testing.assert_close(tuple(router(x)), expected)
 
 
+def test_projects_keys_in_training_without_dropout() -> None:
+    router, x = HierarchicalRouter(40, HiLoMoEConfig(1, 4, query_dim=32)), torch.randn(64, 40)
+    by_query = HierarchicalRouter(40, HiLoMoEConfig(1, 4, query_dim=32, recompute=True))
+    by_query.load_state_dict(router.state_dict())
+    torch.testing.assert_close(tuple(router(x)), tuple(by_query(x)))
+    assert count_flops(router, x) < 0.5 * count_flops(by_query, x)
+    with_dropout = HierarchicalRouter(40, HiLoMoEConfig(1, 4, query_dim=32, query_dropout=0.5))
+    for not_projected in (with_dropout, router.eval()):
+        assert count_flops(not_projected, x) == count_flops(by_query, x)
+
+
+def test_projected_keys_compile_and_stay_exact_under_autocast() -> None:
+    torch.compiler.reset()
+    router, x = HierarchicalRouter(40, HiLoMoEConfig(1, 4, query_dim=32)), torch.randn(64, 40)
+    expected = tuple(router(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        query, routing = router.query(x).float(), router(x)
+    torch.testing.assert_close(tuple(routing), route_reference(query, router.keys))
+    router.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(tuple(router(x)), expected)
+
+
 def test_tied_routes_the_input_by_the_given_keys() -> None:
     router = HierarchicalRouter(12, HiLoMoEConfig(3, 4, tied_keys=True))
     x, expert_v = torch.randn(7, 12), torch.randn(3, 4, 12)

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchrec_hilomoe.ops import gram_matrix, query_space_is_cheaper, route, route_reference
+from torchrec_hilomoe.ops import (
+    gram_matrix,
+    projecting_keys_is_cheaper,
+    query_space_is_cheaper,
+    route,
+    route_projected,
+    route_reference,
+)
 
 # B, L, K, D_q, top_k: drawn once, plus the corners (one layer, one expert, one sample, k = K).
 SHAPES = [
@@ -145,3 +152,34 @@ def test_scripted_equals_eager(top_k: int | None) -> None:
     scripted = torch.jit.script(route)
     for _ in range(3):  # the profiling executor rewrites the graph after its first runs
         torch.testing.assert_close(scripted(*inputs, top_k), route(*inputs, top_k))
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("batch", [0, 1, 9])
+def test_projected_keys_equal_a_projected_query_with_gradients(batch, top_k) -> None:
+    x, keys = random_inputs(batch, 3, 4, 8)
+    weight, bias = (tensor[0, 0].detach() for tensor in random_inputs(1, 1, 1, 8)[1:] * 2)
+    weight = torch.stack([weight * k for k in range(1, 9)])
+    inputs = [x, weight.requires_grad_(), bias.clone().requires_grad_(), keys]
+    expected = route_reference(torch.nn.functional.linear(*inputs[:3]), keys, top_k)
+    actual = route_projected(*inputs, top_k)
+    upstream = [torch.randn(t.shape, dtype=t.dtype) for t in expected]
+    expected_grads = torch.autograd.grad(expected, inputs, upstream)
+    actual_grads = torch.autograd.grad(actual, inputs, upstream)
+    torch.testing.assert_close(
+        (*actual, *actual_grads), (*expected, *expected_grads), rtol=1e-10, atol=1e-10
+    )
+
+
+# Measured at B 4096, d 432, D_q 64, forward and backward, in ms by query and by keys: L 1, K 8
+# 20.4, 12.1; L 3, K 8 19.8, 14.0; L 8, K 16 31.2, 36.8.
+@pytest.mark.parametrize(
+    ("layers", "experts", "by_keys"), [(1, 8, True), (3, 8, True), (8, 16, False)]
+)
+def test_projects_keys_where_measurement_says(layers, experts, by_keys) -> None:
+    assert projecting_keys_is_cheaper(4096, 432, layers, experts, 64) == by_keys
+
+
+def test_never_projects_keys_in_query_space_or_for_one_sample() -> None:
+    assert not projecting_keys_is_cheaper(4096, 4000, 1, 20, 20)
+    assert not projecting_keys_is_cheaper(1, 432, 3, 8, 64)

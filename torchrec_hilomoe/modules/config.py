@@ -26,6 +26,8 @@ class HiLoMoEConfig:
             sample share its mask.
         gate_scale (float | None): factor on the scores inside a linear; None is K, for a mean
             gate of 1 [R].
+        recompute (bool): in training, keep no activations of query and experts for the backward
+            pass, but compute them again: less memory for one more forward of the layer.
 
     Raises:
         ValueError: a value is out of range; the message names its field.
@@ -49,6 +51,7 @@ class HiLoMoEConfig:
     query_dropout: float = 0.0
     expert_dropout: float = 0.0
     gate_scale: float | None = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_experts"):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.modules.router import HierarchicalRouter, Routing
@@ -55,6 +56,7 @@ class RoutedLinear(nn.Module):
         self.out_features = out_features
         self.top_k = config.top_k
         self.gate_scale = float(config.gate_scale or config.num_experts)
+        self.recompute = config.recompute
         self.experts_enabled = True
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -90,16 +92,11 @@ class RoutedLinear(nn.Module):
             return F.linear(x, self.weight, self.bias)
         # On gates rather than on activations: the same product, and either execution can use it.
         gates = self.expert_dropout(routing.scores)
-        return hilomoe_linear(
-            x,
-            self.weight,
-            self.bias,
-            self.expert_u,
-            self.expert_v,
-            gates,
-            self.gate_scale,
-            self.top_k,
-        )
+        experts = self.expert_u, self.expert_v, gates, self.gate_scale, self.top_k
+        if self.recompute and self.training and isinstance(x, Tensor):  # FX traces with proxies
+            linear = x, self.weight, self.bias
+            return checkpoint(hilomoe_linear, *linear, *experts, use_reentrant=False)
+        return hilomoe_linear(x, self.weight, self.bias, *experts)
 
     def extra_repr(self) -> str:
         """Sizes, as printed by ``repr``."""

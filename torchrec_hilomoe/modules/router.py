@@ -9,9 +9,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
-from torchrec_hilomoe.ops import gram_matrix, query_space_is_cheaper, route
+from torchrec_hilomoe.ops import (
+    gram_matrix,
+    projecting_keys_is_cheaper,
+    query_space_is_cheaper,
+    route,
+    route_projected,
+)
 
 torch.fx.wrap("route")
 
@@ -116,8 +123,16 @@ class HierarchicalRouter(nn.Module):
             keys = self.keys
         if keys is None:
             raise ValueError("tied_keys: hand V of the linear to the router, router(x, expert_v)")
-        gram = self._gram(keys) if isinstance(x, Tensor) else None  # FX traces with proxies
-        scores, logits = route(self.query(x), keys, self.config.top_k, gram)
+        if not isinstance(x, Tensor):  # FX traces with proxies
+            scores, logits = route(self.query(x), keys, self.config.top_k)
+        elif self._projects_keys(x):
+            parts: Any = self.query  # a Sequential has its modules as attributes, of any type
+            weight, bias = parts.projection.weight, parts.projection.bias
+            scores, logits = route_projected(parts.norm(x), weight, bias, keys, self.config.top_k)
+        else:
+            recompute = self.config.recompute and self.training
+            query = checkpoint(self.query, x, use_reentrant=False) if recompute else self.query(x)
+            scores, logits = route(query, keys, self.config.top_k, self._gram(keys))
         routing = Routing(scores, logits)
         if self.training and isinstance(scores, Tensor):
             self.routing = routing
@@ -133,6 +148,19 @@ class HierarchicalRouter(nn.Module):
         if self.training:
             self.routing = no_samples
         return no_samples
+
+    def _projects_keys(self, x: Tensor) -> bool:
+        """Whether nothing but logits need be formed; in training alone, for large batches."""
+        return (
+            self.training
+            and self.keys is not None
+            and not self.config.query_dropout
+            and not self.config.recompute
+            and x.dtype == self.keys.dtype
+            and x.dtype in (torch.float32, torch.float64)
+            and projecting_keys_is_cheaper(x.size(0), self.in_features, *self.keys.shape)
+            and not _autocasts(x)  # it would round the logits
+        )
 
     def _gram(self, keys: Tensor) -> Tensor | None:
         """The Gram matrix where it is a constant; None leaves it to :func:`route`."""
@@ -178,3 +206,8 @@ class HierarchicalRouter(nn.Module):
             f"in_features={self.in_features}, num_layers={self.config.num_layers}, "
             f"num_experts={self.config.num_experts}, {gating}, tied_keys={self.config.tied_keys}"
         )
+
+
+def _autocasts(x: Tensor) -> bool:
+    device = x.device.type  # meta has no autocast
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -8,7 +8,13 @@ from torchrec_hilomoe.ops.linear import (
     stacked_experts_linear,
 )
 from torchrec_hilomoe.ops.reference import hilomoe_linear_reference, route_reference
-from torchrec_hilomoe.ops.routing import gram_matrix, query_space_is_cheaper, route
+from torchrec_hilomoe.ops.routing import (
+    gram_matrix,
+    projecting_keys_is_cheaper,
+    query_space_is_cheaper,
+    route,
+    route_projected,
+)
 from torchrec_hilomoe.ops.tiled import tiled_experts_linear, tiling_is_cheaper
 
 __all__ = [
@@ -19,8 +25,10 @@ __all__ = [
     "gram_matrix",
     "hilomoe_linear",
     "hilomoe_linear_reference",
+    "projecting_keys_is_cheaper",
     "query_space_is_cheaper",
     "route",
+    "route_projected",
     "route_reference",
     "stacked_experts_linear",
     "tiled_experts_linear",

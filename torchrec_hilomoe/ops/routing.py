@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from torchrec_hilomoe.ops.recurrence import score_recurrence
 
 
 def route(
@@ -52,7 +52,58 @@ def route(
     first_terms = _matmul(scaled_keys, query.t())  # [LK, B]
     if gram is None:
         gram = gram_matrix(keys)
-    return _route_in_score_space(first_terms, gram, num_layers, top_k)
+    return score_recurrence(first_terms, gram, num_layers, top_k)
+
+
+def route_projected(
+    x: Tensor, weight: Tensor, bias: Tensor, keys: Tensor, top_k: int | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Equal to ``route(F.linear(x, weight, bias), keys, top_k)``, without forming the query.
+
+    Score space needs :math:`q \kappa^\top = x (\kappa W)^\top + \kappa b` alone: LK products with x
+    instead of :math:`D_q`, and one small product of keys and weight for the whole batch. Worth it
+    for few experts (:func:`projecting_keys_is_cheaper`).
+
+    Args:
+        x (Tensor): ``[B, d]``.
+        weight (Tensor): W, ``[D_q, d]``.
+        bias (Tensor): b, ``[D_q]``.
+        keys (Tensor): ``[L, K, D_q]``, float32 or float64, like the rest.
+        top_k (int | None): experts kept in each layer; None keeps all.
+
+    Returns:
+        tuple[Tensor, Tensor]: scores and logits, ``[B, L, K]`` each.
+    """
+    scaled_keys = keys.flatten(0, 1) * (1.0 / math.sqrt(keys.size(2)))  # [LK, D_q]
+    key_bias = (scaled_keys @ bias).unsqueeze(1)
+    first_terms = torch.addmm(key_bias, scaled_keys @ weight, x.t())  # [LK, B]
+    return score_recurrence(first_terms, gram_matrix(keys), keys.size(0), top_k)
+
+
+def projecting_keys_is_cheaper(
+    batch_size: int, in_features: int, num_layers: int, num_experts: int, query_dim: int
+) -> bool:
+    """Whether :func:`route_projected` takes fewer multiply-adds than forming the query.
+
+    Args:
+        batch_size (int): B.
+        in_features (int): d.
+        num_layers (int): L.
+        num_experts (int): K.
+        query_dim (int): D_q.
+
+    Returns:
+        bool: False where routing runs in query space.
+
+    Example:
+        >>> [projecting_keys_is_cheaper(4096, 432, layers, 8, 64) for layers in (1, 3, 16)]
+        [True, True, False]
+    """
+    if query_space_is_cheaper(num_layers, num_experts, query_dim):
+        return False
+    total = num_layers * num_experts
+    with_query = batch_size * query_dim * (in_features + total)
+    return (batch_size + query_dim) * total * in_features < with_query
 
 
 def gram_matrix(keys: Tensor) -> Tensor:
@@ -118,96 +169,6 @@ def _route_in_query_space(query: Tensor, keys: Tensor, top_k: int | None) -> tup
     return torch.stack(all_scores, dim=1), torch.stack(all_logits, dim=1)
 
 
-@torch.jit.unused
-def _route_in_score_space(
-    first_terms: Tensor, gram: Tensor, num_layers: int, top_k: int | None
-) -> tuple[Tensor, Tensor]:
-    scores, logits = _ScoreRecurrence.apply(first_terms, gram, num_layers, top_k)
-    return scores, logits
-
-
-class _ScoreRecurrence(torch.autograd.Function):
-    r"""Scores from first terms ``[LK, B]`` and the Gram matrix ``[LK, LK]``.
-
-    Experts lead and samples trail, so that softmax and products run along the batch. Layers are
-    halved again and again: once the first half of a block has its scores, one product adds them to
-    the logits of the second half. Differentiated by hand, because autograd would copy every slice
-    that these products update in place.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, first_terms: Tensor, gram: Tensor, num_layers: int, top_k: int | None
-    ) -> tuple[Tensor, Tensor]:
-        num_experts = first_terms.size(0) // num_layers
-        logits = first_terms.clone(memory_format=torch.contiguous_format)
-        scores = torch.empty_like(logits)
-        for layer in range(num_layers):
-            here = slice(layer * num_experts, (layer + 1) * num_experts)
-            if layer > 0:
-                first, second = _halves(layer, num_layers, num_experts)
-                logits[second].addmm_(gram[second, first], scores[first])
-            scores[here] = _gate(logits[here], top_k)
-        ctx.save_for_backward(scores, gram)
-        ctx.num_layers = num_layers
-        ctx.set_materialize_grads(False)
-        # The linears multiply by the scores row by row; the logits serve reductions alone.
-        return (
-            scores.t().contiguous().unflatten(1, (num_layers, -1)),
-            logits.t().unflatten(1, (num_layers, -1)),
-        )
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad_scores: Tensor | None, grad_logits: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        scores, gram = ctx.saved_tensors
-        num_experts = scores.size(0) // ctx.num_layers
-        from_scores = _experts_first(grad_scores, scores)
-        from_logits = _experts_first(grad_logits, scores)
-        grad_gram = torch.zeros_like(gram)
-        for layer in reversed(range(ctx.num_layers)):
-            here = slice(layer * num_experts, (layer + 1) * num_experts)
-            from_logits[here] += torch._softmax_backward_data(
-                from_scores[here], scores[here], 0, scores.dtype
-            )
-            if layer > 0:
-                first, second = _halves(layer, ctx.num_layers, num_experts)
-                from_scores[first].addmm_(gram[second, first].t(), from_logits[second])
-                grad_gram[second, first].addmm_(from_logits[second], scores[first].t())
-        return from_logits, grad_gram, None, None
-
-
-def _halves(layer: int, num_layers: int, num_experts: int) -> tuple[slice, slice]:
-    """Rows of the block that ``layer`` halves: the layers before it, and from it on.
-
-    A block of ``2 p`` layers, p a power of two, is halved by its middle layer, an odd multiple of
-    p. Over all layers, every pair of an earlier and a later layer lies in one block's halves.
-    """
-    half = layer & -layer
-    stop = min(layer + half, num_layers)
-    return (
-        slice((layer - half) * num_experts, layer * num_experts),
-        slice(layer * num_experts, stop * num_experts),
-    )
-
-
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` at full precision: autocast leaves in-place products alone, scripted ones too."""
     return a.new_empty([a.size(0), b.size(1)]).addmm_(a, b, beta=0)
-
-
-def _gate(logits: Tensor, top_k: int | None) -> Tensor:
-    """Softmax of ``[K, B]`` over the experts, or over the ``top_k`` largest of each sample."""
-    if top_k is None or top_k == logits.size(0):
-        return logits.softmax(0)
-    kept, experts = logits.topk(top_k, 0)
-    return torch.zeros_like(logits).scatter_(0, experts, kept.softmax(0))
-
-
-def _experts_first(grad: Tensor | None, like: Tensor) -> Tensor:
-    """A gradient ``[B, L, K]`` as ``[LK, B]``, in memory of its own; zeros where there is none."""
-    if grad is None:
-        return torch.zeros_like(like)
-    return torch.empty_like(like).copy_(grad.flatten(1).t())

@@ -1,31 +1,10 @@
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 import torch
 from torch import nn
 
 from torchrec_hilomoe.modules import HiLoMoEConfig
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch):
-    """Imports a file of ``benchmarks`` as its scripts do."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    own = [path.stem for path in BENCHMARKS.glob("*.py")]
-
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    yield module
-    for name in own:
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("peer", ["LiteralLinear", "SequentialLinear", "AllExpertsLinear"])
@@ -72,3 +51,26 @@ def test_activation_memory(load) -> None:
     x = torch.randn(4, 6, requires_grad=True)
     assert activation_bytes(nn.Linear(6, 5), x) == 0
     assert activation_bytes(nn.Sequential(nn.Linear(6, 5), nn.Sigmoid()), x) == 4 * 4 * 5
+
+
+@pytest.mark.parametrize("shape", [(4000, 48), (400, 10, 48)])
+def test_recomputing_takes_less_memory(load, shape) -> None:
+    """In a stack: one layer at a time is computed again."""
+    peers, steps = load("peers"), load("steps")
+    x = torch.randn(shape, requires_grad=True)
+    peaks = []
+    for recompute in (False, True):
+        config = HiLoMoEConfig(8, 8, recompute=recompute)
+        stack = nn.Sequential(*(peers.hilomoe_linear(48, 48, config) for _ in range(4)))
+        peaks.append(steps.peak_activation_bytes(stack, x))
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+def test_peak_memory(load) -> None:
+    def step() -> None:
+        first, second = torch.empty(250, 1000), torch.empty(250, 1000)
+        del first
+        third = torch.empty(250, 1000)
+        del second, third
+
+    assert load("profiles").peak_bytes(step, torch.device("cpu")) == 2 * 4 * 250 * 1000

@@ -1,0 +1,149 @@
+"""The part of routing in score space that runs layer after layer, differentiated by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Compute capabilities of GPUs on which the Triton kernel was measured to take less time.
+_KERNEL_IS_FASTER_ON: frozenset[tuple[int, int]] = frozenset()
+
+
+@torch.jit.unused
+def score_recurrence(
+    first_terms: Tensor, gram: Tensor, num_layers: int, top_k: int | None
+) -> tuple[Tensor, Tensor]:
+    """Scores and logits of every layer from what the batch has of its own and what it shares.
+
+    Can be differentiated once, the scores and the logits.
+
+    Args:
+        first_terms (Tensor): ``[LK, B]``.
+        gram (Tensor): Gram matrix of the keys, ``[LK, LK]``.
+        num_layers (int): L.
+        top_k (int | None): experts kept in each layer; None keeps all.
+
+    Returns:
+        tuple[Tensor, Tensor]: scores and logits, ``[B, L, K]`` each.
+    """
+    scores, logits = _ScoreRecurrence.apply(first_terms, gram, num_layers, top_k)
+    return scores, logits
+
+
+class _ScoreRecurrence(torch.autograd.Function):
+    """Works on ``[LK, B]``, so that softmax and products run along the batch.
+
+    Layers are halved again and again: once the first half of a block has its scores, one product
+    adds them to the logits of the second half. Differentiated by hand, because autograd would copy
+    every slice that these products update in place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, first_terms: Tensor, gram: Tensor, num_layers: int, top_k: int | None
+    ) -> tuple[Tensor, Tensor]:
+        logits = first_terms.clone(memory_format=torch.contiguous_format)
+        if kernel_is_cheaper(first_terms, top_k):
+            from torchrec_hilomoe.ops.triton_routing import fused_recurrence  # triton loads slowly
+
+            scores = fused_recurrence(logits, gram.contiguous(), num_layers)
+        else:
+            scores = _recurrence(logits, gram, num_layers, top_k)
+        ctx.save_for_backward(scores, gram)
+        ctx.num_layers = num_layers
+        ctx.set_materialize_grads(False)
+        # The linears multiply by the scores row by row; the logits serve reductions alone.
+        return (
+            scores.t().contiguous().unflatten(1, (num_layers, -1)),
+            logits.t().unflatten(1, (num_layers, -1)),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_scores: Tensor | None, grad_logits: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        scores, gram = ctx.saved_tensors
+        num_experts = scores.size(0) // ctx.num_layers
+        from_scores = _experts_first(grad_scores, scores)
+        from_logits = _experts_first(grad_logits, scores)
+        grad_gram = torch.zeros_like(gram)
+        for layer in reversed(range(ctx.num_layers)):
+            here = slice(layer * num_experts, (layer + 1) * num_experts)
+            from_logits[here] += torch._softmax_backward_data(
+                from_scores[here], scores[here], 0, scores.dtype
+            )
+            if layer > 0:
+                first, second = _halves(layer, ctx.num_layers, num_experts)
+                from_scores[first].addmm_(gram[second, first].t(), from_logits[second])
+                grad_gram[second, first].addmm_(from_logits[second], scores[first].t())
+        return from_logits, grad_gram, None, None
+
+
+def _recurrence(logits: Tensor, gram: Tensor, num_layers: int, top_k: int | None) -> Tensor:
+    """Turns first terms ``[LK, B]`` into logits, and gives the scores."""
+    num_experts = logits.size(0) // num_layers
+    scores = torch.empty_like(logits)
+    for layer in range(num_layers):
+        here = slice(layer * num_experts, (layer + 1) * num_experts)
+        if layer > 0:
+            first, second = _halves(layer, num_layers, num_experts)
+            logits[second].addmm_(gram[second, first], scores[first])
+        scores[here] = _gate(logits[here], top_k)
+    return scores
+
+
+def _halves(layer: int, num_layers: int, num_experts: int) -> tuple[slice, slice]:
+    """Rows of the block that ``layer`` halves: the layers before it, and from it on.
+
+    A block of ``2 p`` layers, p a power of two, is halved by its middle layer, an odd multiple of
+    p. Over all layers, every pair of an earlier and a later layer lies in one block's halves.
+    """
+    half = layer & -layer
+    stop = min(layer + half, num_layers)
+    return (
+        slice((layer - half) * num_experts, layer * num_experts),
+        slice(layer * num_experts, stop * num_experts),
+    )
+
+
+def kernel_is_cheaper(first_terms: Tensor, top_k: int | None) -> bool:
+    """Whether the score recurrence runs as one Triton kernel.
+
+    No GPU was at hand to time it: until one is measured and listed, the answer is no. The kernel
+    itself is tested in Triton's interpreter, and compiles for compute capability 8.0 and 9.0.
+
+    Args:
+        first_terms (Tensor): ``[LK, B]``.
+        top_k (int | None): experts kept in each layer.
+
+    Returns:
+        bool: True on the GPUs listed, for dense float32 routing outside of ``torch.compile``.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and first_terms.is_cuda
+        and first_terms.dtype == torch.float32
+        and top_k is None
+        and torch.cuda.get_device_capability(first_terms.device) in _KERNEL_IS_FASTER_ON
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
+def _gate(logits: Tensor, top_k: int | None) -> Tensor:
+    """Softmax of ``[K, B]`` over the experts, or over the ``top_k`` largest of each sample."""
+    if top_k is None or top_k == logits.size(0):
+        return logits.softmax(0)
+    kept, experts = logits.topk(top_k, 0)
+    return torch.zeros_like(logits).scatter_(0, experts, kept.softmax(0))
+
+
+def _experts_first(grad: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient ``[B, L, K]`` as ``[LK, B]``, in memory of its own; zeros where there is none."""
+    if grad is None:
+        return torch.zeros_like(like)
+    return torch.empty_like(like).copy_(grad.flatten(1).t())
