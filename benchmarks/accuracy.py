@@ -67,14 +67,24 @@ def planned(plan: Plan, entry: Entry) -> int:
 
 def planned_trials(plan: Plan, entry: Entry) -> int:
     """Trials of an entry's tuning, no more than there are choices."""
-    choices = math.prod(len(values) for values in entry.space.values())
-    return min(plan.trials, choices) if entry.space else 0
+    combinations = math.prod(len(values) for values in entry.space.values())
+    return min(plan.trials, combinations) if entry.space else 0
 
 
 def remaining(plan: Plan, entry: Entry, table: RunTable) -> int:
     """Planned runs that the table does not hold."""
     done = min(planned_trials(plan, entry), len(table.trials(entry)))
-    return planned(plan, entry) - done - len(table.seeds(entry, plan.seeds))
+    chosen = choices(plan, entry, table)
+    seeds = 0 if chosen is None else len(table.seeds(entry, plan.seeds, chosen))
+    return planned(plan, entry) - done - seeds
+
+
+def choices(plan: Plan, entry: Entry, table: RunTable) -> list[str] | None:
+    """What tuning chose, and the variant's changes; None until tuning has all its trials."""
+    tuned = entry if entry.of is None else plan.entry(entry.of)
+    if len(table.trials(tuned)) < planned_trials(plan, tuned):
+        return None
+    return [*table.best_trial(tuned), *entry.variant]
 
 
 def finish(plan: Plan, entry: Entry, runner: Runner) -> None:
@@ -82,13 +92,13 @@ def finish(plan: Plan, entry: Entry, runner: Runner) -> None:
     try:
         if entry.space:
             tune(plan, entry, runner)
-        tuned = runner.table.best_trial(entry if entry.of is None else plan.entry(entry.of))
-        if tuned is None:
+        chosen = choices(plan, entry, runner.table)
+        if chosen is None:
             print(f"{entry.name}: left out until {entry.of} is tuned", flush=True)
             return
         for seed in plan.seeds:
-            if seed not in runner.table.seeds(entry, plan.seeds):
-                runner.run(entry, "seed", seed, [*tuned, *entry.variant])
+            if seed not in runner.table.seeds(entry, plan.seeds, chosen):
+                runner.run(entry, "seed", seed, chosen)
     except RunError as failure:
         print(f"{entry.name}: {failure}", flush=True)
 

@@ -86,9 +86,10 @@ class RunTable:
         trials = self.trials(entry)
         return max(trials, key=lambda trial: trial[1])[0] if trials else None
 
-    def seeds(self, entry: Entry, seeds: Sequence[int]) -> set[int]:
-        """Those of the seeds that are done."""
-        return {int(row["seed"]) for row in self._of(entry, "seed")} & set(seeds)
+    def seeds(self, entry: Entry, seeds: Sequence[int], chosen: Sequence[str]) -> set[int]:
+        """Those of the seeds that are done with these overrides; others are of an earlier plan."""
+        own = [row for row in self._of(entry, "seed") if json.loads(row["overrides"]) == chosen]
+        return {int(row["seed"]) for row in own} & set(seeds)
 
     def _of(self, entry: Entry, kind: str) -> list[dict[str, str]]:
         own = {"data": entry.data, "model": entry.model, "kind": kind}

@@ -181,3 +181,47 @@ def test_report_draws_the_frontier(load, tmp_path: Path) -> None:
     runs = pd.DataFrame([row | {"dense_parameters": 10, "seconds": 1}])
     load("accuracy_report").plot_frontier(runs, tmp_path / "img" / "frontier.png")
     assert (tmp_path / "img" / "frontier.png").stat().st_size > 5000
+
+
+def _row(load, model: str, kind: str, seed: int, overrides: list[str], auc: float) -> dict:
+    own = {"data": "synthetic", "model": model, "kind": kind, "seed": seed, "valid_auc": auc}
+    return (
+        dict.fromkeys(load("accuracy_runs").COLUMNS, "")
+        | own
+        | {"overrides": json.dumps(overrides)}
+    )
+
+
+def test_a_variant_waits_for_all_trials_of_its_model(load, plan, tmp_path: Path) -> None:
+    accuracy, plan = load("accuracy"), load("accuracy_plan").load_plan(plan)
+    table, flat = load("accuracy_runs").RunTable(tmp_path / "r.csv"), plan.entry("synthetic/flat")
+    trials = [
+        ["model.dropout=0.0", "model.num_experts=2"],
+        ["model.dropout=0.2", "model.num_experts=2"],
+    ]
+    table.append(_row(load, "hilomoe", "trial", 0, trials[0], 0.6))
+    assert accuracy.choices(plan, flat, table) is None
+    table.append(_row(load, "hilomoe", "trial", 0, trials[1], 0.7))
+    assert accuracy.choices(plan, flat, table) == [*trials[1], "model.num_layers=1"]
+
+
+def test_seeds_of_other_choices_do_not_count(load, plan, tmp_path: Path) -> None:
+    accuracy, plan = load("accuracy"), load("accuracy_plan").load_plan(plan)
+    table, entry = (
+        load("accuracy_runs").RunTable(tmp_path / "r.csv"),
+        plan.entry("synthetic/shipped"),
+    )
+    table.append(_row(load, "shipped", "seed", 0, ["model.dropout=0.9"], 0.6))
+    assert accuracy.remaining(plan, entry, table) == 2
+    table.append(_row(load, "shipped", "seed", 0, [], 0.7))
+    assert accuracy.remaining(plan, entry, table) == 1
+
+
+def test_report_takes_the_newest_run_of_a_seed(load) -> None:
+    import pandas as pd
+
+    rows = [
+        _row(load, "dlrm", kind, 0, [], auc) for kind in ("trial", "seed") for auc in (0.6, 0.7)
+    ]
+    newest = load("accuracy_report").newest(pd.DataFrame(rows))
+    assert newest.valid_auc.tolist() == [0.6, 0.7, 0.7]
