@@ -69,7 +69,7 @@ def main() -> None:
 def serving_model(config: ModelConfig) -> nn.Module:
     """An unsharded model of random weights whose experts are not silent."""
     torch.manual_seed(0)
-    on_meta = make_tables(FEATURES, config.embedding_dim)
+    on_meta = make_tables(FEATURES, config.table_dim)
     tables = EmbeddingBagCollection(on_meta.embedding_bag_configs(), device=torch.device("cpu"))
     model = build_model(config, tables, len(FEATURES.dense)).eval()
     init_tables(model, seed=0, std=0.1)

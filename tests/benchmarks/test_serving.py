@@ -26,6 +26,13 @@ def make_forms(serving, load, inductor: bool):
         )
 
 
+def test_members_of_an_ensemble_read_their_own_columns(serving, load) -> None:
+    overrides = ["model.embedding_dim=8", "model.ensemble_size=2"]
+    model = serving.serving_model(load("runs").run_config("dlrm", overrides).model)
+    assert model.sparse_arch.D == 16
+    assert len(model.inter_arch.members) == 2
+
+
 @pytest.mark.slow
 def test_every_form_gives_the_logits_of_eager(serving, load) -> None:
     forms = make_forms(serving, load, inductor=False)
