@@ -37,6 +37,14 @@ def test_heads_must_divide_both_streams(num_heads: int) -> None:
         BilinearFusion(12, 8, num_heads)
 
 
+@pytest.mark.parametrize("width", [0, -10])
+@pytest.mark.parametrize("stream", ["expert_width", "plain_width"])
+def test_streams_have_features(stream: str, width: int) -> None:
+    streams = TwoStreamConfig(**{stream: width})
+    with pytest.raises(ValueError, match=f"expert_width and plain_width .* got .*{width}"):
+        HiLoMoETwoStreamArch(2, 4, streams, HiLoMoEConfig(3, 4))
+
+
 def _arch(**streams: object) -> HiLoMoETwoStreamArch:
     torch.manual_seed(0)
     shape = TwoStreamConfig(expert_width=10, plain_width=8, num_heads=2, **streams)

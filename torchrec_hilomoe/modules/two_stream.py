@@ -126,7 +126,7 @@ class HiLoMoETwoStreamArch(nn.Module):
         out_features (int): width of the output: both streams and the heads.
 
     Raises:
-        ValueError: the streams cannot be cut into so many heads.
+        ValueError: a stream has no features, or cannot be cut into so many heads.
 
     Example:
         >>> streams = TwoStreamConfig(expert_width=32, plain_width=16, num_heads=4)
@@ -147,6 +147,10 @@ class HiLoMoETwoStreamArch(nn.Module):
         super().__init__()
         d = (num_sparse_features + 1) * embedding_dim
         wide, plain = streams.expert_width, streams.plain_width
+        if min(wide, plain) < 1:
+            raise ValueError(
+                f"expert_width and plain_width must be at least 1, got {wide}, {plain}"
+            )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.out_features = wide + plain + streams.num_heads
         self.fusion_scale = streams.fusion_scale
