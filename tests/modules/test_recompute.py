@@ -15,6 +15,7 @@ from torchrec_hilomoe.modules import (
     HiLoMoELinear,
     HiLoMoEMLP,
 )
+from torchrec_hilomoe.ops import projecting_keys_is_cheaper
 
 
 def loss_and_gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -39,6 +40,18 @@ def test_losses_and_gradients_are_the_same(make, options, shape) -> None:
     x = torch.randn(shape)
     expected = loss_and_gradients(kept, x)
     torch.testing.assert_close(loss_and_gradients(recomputed, x), expected, rtol=0, atol=0)
+
+
+def test_the_query_is_formed_where_keys_would_be_projected() -> None:
+    """Then numbers agree to rounding."""
+    kept = HiLoMoELinear(40, 10, HiLoMoEConfig(3, 4, query_dim=32))
+    recomputed = HiLoMoELinear(40, 10, HiLoMoEConfig(3, 4, query_dim=32, recompute=True))
+    nn.init.normal_(kept.expert_u)
+    recomputed.load_state_dict(kept.state_dict())
+    x = torch.randn(64, 40)
+    assert projecting_keys_is_cheaper(64, 40, 3, 4, 32)
+    expected = loss_and_gradients(kept, x)
+    torch.testing.assert_close(loss_and_gradients(recomputed, x), expected, rtol=1e-3, atol=1e-3)
 
 
 def count_matmuls(model: nn.Module, x: Tensor) -> int:

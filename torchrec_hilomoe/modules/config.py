@@ -27,7 +27,9 @@ class HiLoMoEConfig:
         gate_scale (float | None): factor on the scores inside a linear; None is K, for a mean
             gate of 1 [R].
         recompute (bool): in training, keep no activations of query and experts for the backward
-            pass, but compute them again: less memory for one more forward of the layer.
+            pass, but compute them again: less memory for one more forward of the layer. The query
+            is then always formed, never replaced by projected keys, so that scores may round
+            otherwise.
 
     Raises:
         ValueError: a value is out of range; the message names its field.
