@@ -134,6 +134,23 @@ def test_skip_changes_nothing_where_all_is_finite(make_model, make_batch, tmp_pa
     assert all(torch.equal(skipping[name], value) for name, value in raising.items())
 
 
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_an_ensemble_learns_in_a_pipeline_as_by_hand(make_model, make_batch, tmp_path, policy):
+    batches = [make_batch(seed) for seed in range(4)]
+    model, stage = make_model(FUSED, ensemble_size=2), StageConfig(batches=1)
+    before = _weights(model)
+    enter_stage(model, stage)
+    optimizer = StageOptimizer(model, OptimizerConfig(tables=FUSED), stage, False, None)
+    for batch in batches:
+        optimizer.zero_grad()
+        model(batch)[0].backward()
+        optimizer.step()
+    expected = _weights(model)
+    assert not any(torch.equal(before[n], expected[n]) for n in expected if "over_arch" in n)
+    weights, _ = _train(make_model(FUSED, ensemble_size=2), batches, policy, tmp_path)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
 def test_a_skipped_batch_leaves_batch_norms_as_they_were(make_model, make_batch, tmp_path):
     batches = [make_batch(0), _with_nan(make_batch(9)), make_batch(1)]
     model = make_model(FUSED, batch_norm=True)
