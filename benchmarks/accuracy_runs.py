@@ -207,8 +207,7 @@ def carve(source: Path, halves: Sequence[Path]) -> None:
     rows = _read(source)
     order = np.random.default_rng(0).permutation(rows.num_rows)
     for half, chosen in zip(halves, np.array_split(order, len(halves)), strict=True):
-        half.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(rows.take(np.sort(chosen)), half)
+        _write(rows.take(np.sort(chosen)), half)
 
 
 def sample(source: Path, target: Path, num_rows: int) -> None:
@@ -221,7 +220,15 @@ def sample(source: Path, target: Path, num_rows: int) -> None:
     """
     rows = _read(source)
     chosen = np.random.default_rng(0).permutation(rows.num_rows)[:num_rows]
-    parquet.write_table(rows.take(np.sort(chosen)), target)
+    _write(rows.take(np.sort(chosen)), target)
+
+
+def _write(rows: pa.Table, path: Path) -> None:
+    """Whole or not at all: a file that is there is taken for good."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    parquet.write_table(rows, unfinished)
+    unfinished.replace(path)
 
 
 def _read(path: Path) -> pa.Table:

@@ -104,6 +104,20 @@ def test_carved_halves_are_the_valid_file(load, tmp_path: Path) -> None:
     assert users[0] | users[1] == set(pyarrow_csv.read_csv(valid)["user"].to_pylist())
 
 
+def test_a_carving_that_was_cut_off_leaves_no_half(load, tmp_path: Path, monkeypatch) -> None:
+    runs, half = load("accuracy_runs"), tmp_path / "half.parquet"
+    (tmp_path / "valid.csv").write_text("label\n1\n0\n")
+
+    def cut_off(rows, path) -> None:
+        path.write_bytes(b"PAR1")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.parquet, "write_table", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        runs.carve(tmp_path / "valid.csv", [half])
+    assert not half.exists()
+
+
 def test_tuning_sees_a_sample_and_no_test_rows(load, tmp_path: Path) -> None:
     for name in ("train", "valid"):
         (tmp_path / f"{name}.csv").write_text("label,user\n" + "1,2\n0,3\n" * 40)
