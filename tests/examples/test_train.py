@@ -53,6 +53,10 @@ def test_last_line_is_metrics_json(runs):
     stages = result["stages"]
     assert stages["warm_up"]["valid_auc_after"] == stages["specialise"]["valid_auc_before"]
     assert stages["joint"]["valid_auc_after"] > stages["warm_up"]["valid_auc_before"]
+    assert stages["warm_up"]["experts"] == {}
+    for stage in ("specialise", "joint"):
+        (health,) = stages[stage]["experts"].values()
+        assert 0 < health["paths"] <= health["possible_paths"]
 
 
 def test_output_folder(runs):
