@@ -40,7 +40,7 @@ class TwoStreamConfig:
 class BilinearFusion(nn.Module):
     r"""Products of two streams, head by head.
 
-    .. math:: z_h = x_h^\top W_h\, y_h
+    .. math:: z_h = c\, x_h^\top W_h\, y_h
 
     x and y are cut into equal parts, one per head, so that H heads cost
     ``x_features * y_features / H`` multiply-adds; the fusion of FinalMLP (Mao et al., AAAI 2023),
@@ -50,6 +50,7 @@ class BilinearFusion(nn.Module):
         x_features (int): features of x, a multiple of ``num_heads``.
         y_features (int): features of y, a multiple of ``num_heads``.
         num_heads (int): H.
+        scale (float): factor on the products.
         device (torch.device | None): default compute device.
         dtype (torch.dtype | None): dtype of the parameters.
 
@@ -66,6 +67,7 @@ class BilinearFusion(nn.Module):
         x_features: int,
         y_features: int,
         num_heads: int,
+        scale: float = 1.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -76,6 +78,7 @@ class BilinearFusion(nn.Module):
                 f"{y_features}; got {num_heads}"
             )
         self.num_heads = num_heads
+        self.scale = scale
         shape = (num_heads, x_features // num_heads, y_features // num_heads)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.reset_parameters()
@@ -99,7 +102,7 @@ class BilinearFusion(nn.Module):
         y_heads = y.unflatten(1, (self.num_heads, -1)).transpose(0, 1)  # [H, B, y_part]
         products = torch.bmm(x_heads, self.weight) * y_heads
         # TorchScript's autocast sums in float32, and would hand that on where eager does not.
-        return products.sum(dim=2).t().type_as(x)
+        return (self.scale * products.sum(dim=2)).t().type_as(x)
 
 
 class HiLoMoETwoStreamArch(nn.Module):
@@ -153,14 +156,15 @@ class HiLoMoETwoStreamArch(nn.Module):
             )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.out_features = wide + plain + streams.num_heads
-        self.fusion_scale = streams.fusion_scale
         self.routed_stream = nn.Sequential(
             HiLoMoELinear(d, wide, config, device, dtype), *_activation(wide, streams, **factory)
         )
         self.plain_stream = nn.Sequential(
             nn.Linear(d, plain, **factory), *_activation(plain, streams, **factory)
         )
-        self.fusion = BilinearFusion(wide, plain, streams.num_heads, device, dtype)
+        self.fusion = BilinearFusion(
+            wide, plain, streams.num_heads, streams.fusion_scale, device, dtype
+        )
 
     def forward(self, dense_features: Tensor, sparse_features: Tensor) -> Tensor:
         """Combines the outputs of dense and sparse arch.
@@ -174,7 +178,7 @@ class HiLoMoETwoStreamArch(nn.Module):
         """
         combined = torch.cat((dense_features, sparse_features.flatten(1)), dim=1)  # [B, (F+1)D]
         x, y = self.routed_stream(combined), self.plain_stream(combined)
-        return torch.cat((x, y, self.fusion_scale * self.fusion(x, y)), dim=1)
+        return torch.cat((x, y, self.fusion(x, y)), dim=1)
 
 
 def _activation(width: int, streams: TwoStreamConfig, **factory: Any) -> list[nn.Module]:
