@@ -105,6 +105,17 @@ def test_a_finished_run_in_another_folder_reports_the_checkpoint_it_is_given(
     assert actual == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_finished_run_reports_the_cost_of_the_model_as_it_ended(launch, tmp_path):
+    without = ["training=single_stage", "training.stages.joint.experts=false"]
+    without += ["training.stages.joint.train=[tables,backbone]", "training.max_train_batches=2"]
+    metrics = []
+    for _ in range(2):
+        codes, log = launch(tmp_path, *without, ranks=1)
+        assert codes == [0], log
+        metrics.append(json.loads((tmp_path / "metrics.json").read_text()))
+    assert metrics[1] == metrics[0]
+
+
 def test_a_finished_run_only_reports(launch, undisturbed, assert_same_run, tmp_path):
     codes, log = launch(tmp_path, ranks=1)
     assert codes == [0], log

@@ -108,7 +108,9 @@ class Trainer:
                 f"not among {', '.join(names)}; begin a new run with checkpoint.warm_start"
             )
         first = names.index(present)
-        if not self.progress.finished:
+        if self.progress.finished:  # it only reports, with or without experts as it ended
+            enter_stage(self._model, self._stages[names[-1]])
+        else:
             for name, following in zip(names[first:], [*names[first + 1 :], None], strict=True):
                 self._run_stage(name, following)
         self._checkpoints.load_best(self._model)
