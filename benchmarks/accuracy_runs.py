@@ -18,6 +18,7 @@ import pyarrow as pa
 from accuracy_plan import Entry
 from pyarrow import csv as pyarrow_csv
 from pyarrow import parquet
+from runs import config_digest
 
 COLUMNS = [
     "data",
@@ -25,6 +26,7 @@ COLUMNS = [
     "kind",
     "seed",
     "overrides",
+    "config",
     "valid_auc",
     "test_auc",
     "test_logloss",
@@ -92,8 +94,14 @@ class RunTable:
         return {int(row["seed"]) for row in own} & set(seeds)
 
     def _of(self, entry: Entry, kind: str) -> list[dict[str, str]]:
+        """Rows of an entry that today's configuration would run again just so."""
         own = {"data": entry.data, "model": entry.model, "kind": kind}
-        return [row for row in self.rows if own.items() <= row.items()]
+        return [
+            row
+            for row in self.rows
+            if own.items() <= row.items()
+            and row["config"] == config_digest((*entry.overrides, *json.loads(row["overrides"])))
+        ]
 
 
 class Runner:
@@ -161,6 +169,7 @@ class Runner:
             "kind": kind,
             "seed": seed,
             "overrides": json.dumps(list(chosen)),
+            "config": config_digest((*entry.overrides, *chosen)),
             "valid_auc": round(metrics["valid"]["auc"], 6),
             "test_auc": round(test["auc"], 6) if kind == "seed" else "",
             "test_logloss": round(test["logloss"], 6) if kind == "seed" else "",

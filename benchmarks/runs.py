@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,3 +28,25 @@ def run_config(model: str, overrides: Sequence[str]) -> RunConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=[f"model={model}", *overrides])
     return parse_run_config(OmegaConf.to_container(config, resolve=True))
+
+
+_DECISIVE = ("data", "model", "training", "optimizer")
+_COMPOSING = threading.Lock()  # Hydra composes one configuration at a time
+
+
+@functools.cache
+def config_digest(overrides: tuple[str, ...]) -> str:
+    """Tells two configurations apart: of all that decides a run but its data files and seed.
+
+    Args:
+        overrides (tuple[str, ...]): as given to the entry scripts.
+
+    Returns:
+        str: 12 hexadecimal digits.
+    """
+    with _COMPOSING, initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=list(overrides))
+    groups = {key: OmegaConf.to_container(config[key]) for key in _DECISIVE}
+    for key in ("train", "valid", "test", "cache_dir", "num_workers"):
+        groups["data"].pop(key, None)
+    return hashlib.sha256(json.dumps(groups, sort_keys=True).encode()).hexdigest()[:12]

@@ -9,6 +9,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from torchrec_hilomoe.analysis import dense_cost
 from torchrec_hilomoe.models import build_model, parse_model_config
+from torchrec_hilomoe.modules import set_experts_enabled
 
 
 def _model(**values):
@@ -61,3 +62,12 @@ def test_gathered_experts_are_counted():
     routing = d * 16 + num_layers * k * 16 + (num_layers - 1) * top_k * 16
     base, head = d * o, o
     assert cost.flops_per_sample == pytest.approx(2 * (base + head + experts + routing), rel=0.01)
+
+
+def test_experts_that_are_disabled_cost_nothing():
+    model = _model(name="hilomoe_wide", out_features=50)
+    with_experts = dense_cost(model, 0)
+    set_experts_enabled(model, False)
+    cost = dense_cost(model, 0)
+    assert cost == (100 * 50 + 50 + 50 + 1, 2 * (100 * 50 + 50))
+    assert with_experts.parameters > cost.parameters

@@ -80,12 +80,7 @@ def test_table_counts_only_trials_within_the_space(load, plan, tmp_path: Path) -
     table = load("accuracy_runs").RunTable(tmp_path / "runs.csv")
     for dropout, sizes, auc in (("0.0", "[4]", 0.6), ("0.2", "[4,4]", 0.7), ("0.2", "[9]", 0.9)):
         overrides = [f"model.dropout={dropout}", f"model.over_arch_layer_sizes={sizes}"]
-        row = dict.fromkeys(load("accuracy_runs").COLUMNS, "")
-        table.append(
-            row
-            | {"data": "synthetic", "model": "dlrm_cat", "kind": "trial", "seed": 0}
-            | {"overrides": json.dumps(overrides), "valid_auc": auc}
-        )
+        table.append(_row(load, entry, "trial", overrides, auc))
     again = load("accuracy_runs").RunTable(tmp_path / "runs.csv")
     assert [auc for _, auc in again.trials(entry)] == [0.6, 0.7]
     assert again.best_trial(entry) == ["model.dropout=0.2", "model.over_arch_layer_sizes=[4,4]"]
@@ -197,12 +192,14 @@ def test_report_draws_the_frontier(load, tmp_path: Path) -> None:
     assert (tmp_path / "img" / "frontier.png").stat().st_size > 5000
 
 
-def _row(load, model: str, kind: str, seed: int, overrides: list[str], auc: float) -> dict:
-    own = {"data": "synthetic", "model": model, "kind": kind, "seed": seed, "valid_auc": auc}
+def _row(load, entry, kind: str, overrides: list[str], auc: float) -> dict:
+    """A run as it would be written today."""
+    own = {"data": entry.data, "model": entry.model, "kind": kind, "seed": 0, "valid_auc": auc}
+    digest = load("runs").config_digest((*entry.overrides, *overrides))
     return (
         dict.fromkeys(load("accuracy_runs").COLUMNS, "")
         | own
-        | {"overrides": json.dumps(overrides)}
+        | {"overrides": json.dumps(overrides), "config": digest}
     )
 
 
@@ -213,9 +210,10 @@ def test_a_variant_waits_for_all_trials_of_its_model(load, plan, tmp_path: Path)
         ["model.dropout=0.0", "model.num_experts=2"],
         ["model.dropout=0.2", "model.num_experts=2"],
     ]
-    table.append(_row(load, "hilomoe", "trial", 0, trials[0], 0.6))
+    hilomoe = plan.entry("synthetic/hilomoe")
+    table.append(_row(load, hilomoe, "trial", trials[0], 0.6))
     assert accuracy.choices(plan, flat, table) is None
-    table.append(_row(load, "hilomoe", "trial", 0, trials[1], 0.7))
+    table.append(_row(load, hilomoe, "trial", trials[1], 0.7))
     assert accuracy.choices(plan, flat, table) == [*trials[1], "model.num_layers=1"]
 
 
@@ -225,17 +223,26 @@ def test_seeds_of_other_choices_do_not_count(load, plan, tmp_path: Path) -> None
         load("accuracy_runs").RunTable(tmp_path / "r.csv"),
         plan.entry("synthetic/shipped"),
     )
-    table.append(_row(load, "shipped", "seed", 0, ["model.dropout=0.9"], 0.6))
+    table.append(_row(load, entry, "seed", ["model.dropout=0.9"], 0.6))
     assert accuracy.remaining(plan, entry, table) == 2
-    table.append(_row(load, "shipped", "seed", 0, [], 0.7))
+    table.append(_row(load, entry, "seed", [], 0.65) | {"config": "another"})
+    assert accuracy.remaining(plan, entry, table) == 2
+    table.append(_row(load, entry, "seed", [], 0.7))
     assert accuracy.remaining(plan, entry, table) == 1
 
 
-def test_report_takes_the_newest_run_of_a_seed(load) -> None:
+def test_digest_is_of_what_decides_a_run(load) -> None:
+    digest = load("runs").config_digest
+    assert digest(("model=dlrm",)) == digest(("model=dlrm", "seed=3", "data.train=file"))
+    assert digest(("model=dlrm",)) != digest(("model=dlrm", "model.dropout=0.1"))
+    tuned = digest(("experiment=frappe_x1", "model=hilomoe"))
+    assert tuned != digest(("experiment=frappe_x1", "model=hilomoe", "~tuned"))
+
+
+def test_report_takes_the_newest_run_of_a_seed(load, plan) -> None:
     import pandas as pd
 
-    rows = [
-        _row(load, "dlrm", kind, 0, [], auc) for kind in ("trial", "seed") for auc in (0.6, 0.7)
-    ]
+    entry = load("accuracy_plan").load_plan(plan).entry("synthetic/shipped")
+    rows = [_row(load, entry, kind, [], auc) for kind in ("trial", "seed") for auc in (0.6, 0.7)]
     newest = load("accuracy_report").newest(pd.DataFrame(rows))
     assert newest.valid_auc.tolist() == [0.6, 0.7, 0.7]

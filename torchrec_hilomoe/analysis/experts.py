@@ -36,7 +36,9 @@ class ExpertHealth(NamedTuple):
 
 
 class ExpertUsage:
-    """Watches the routers of a model in evaluation.
+    """Watches the routers of a model in evaluation, within a ``with`` block.
+
+    Routers that were scripted or traced away are not found.
 
     Args:
         model (nn.Module): its routers are found once, here.
@@ -59,6 +61,8 @@ class ExpertUsage:
         }
 
     def __enter__(self) -> ExpertUsage:
+        for tally in self._routers.values():
+            tally.watch()
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -89,7 +93,7 @@ class _Tally:
     """Sums over the samples of one router, on this rank."""
 
     def __init__(self, router: HierarchicalRouter) -> None:
-        self.hook = router.register_forward_hook(self._keep_scores)
+        self._router = router
         shape = router.config.num_layers, router.config.num_experts
         self._last: torch.Tensor | None = None
         self._count = torch.zeros((), dtype=torch.float64)
@@ -97,6 +101,9 @@ class _Tally:
         self._entropy = torch.zeros(shape[0], dtype=torch.float64)
         self._paths = torch.zeros((0, shape[0]), dtype=torch.int16)
         self._new: list[torch.Tensor] = []
+
+    def watch(self) -> None:
+        self.hook = self._router.register_forward_hook(self._keep_scores)
 
     def _keep_scores(self, router: nn.Module, inputs: Any, routing: Routing) -> None:
         self._last = routing.scores.detach()

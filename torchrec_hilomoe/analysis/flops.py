@@ -10,13 +10,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchrec_hilomoe.models import InteractionDLRM
+from torchrec_hilomoe.modules import RoutedLinear, parameter_part
 
 
 class DenseCost(NamedTuple):
     """Cost of everything but the embedding tables.
 
     Attributes:
-        parameters (int): dense parameters.
+        parameters (int): dense parameters, without those of experts and routers that are disabled.
         flops_per_sample (float): floating-point operations (2 for each multiply-add) of one
             forward pass, over the batch size; what does not depend on the batch is spread over it.
     """
@@ -55,8 +56,20 @@ def dense_cost(
             dense = dense_arch(torch.empty(batch_size, num_dense_features, device="meta"))
         over_arch(inter_arch(dense_features=dense, sparse_features=sparse))
     return DenseCost(
-        sum(p.numel() for part in (dense_arch, inter_arch, over_arch) for p in part.parameters()),
+        sum(_parameters(part) for part in (dense_arch, inter_arch, over_arch)),
         counter.get_total_flops() / batch_size,
+    )
+
+
+def _parameters(part: nn.Module) -> int:
+    """Parameters that take part in the forward pass."""
+    linears = [module for module in part.modules() if isinstance(module, RoutedLinear)]
+    silent = bool(linears) and not any(linear.experts_enabled for linear in linears)
+    kinds = parameter_part(part)
+    return sum(
+        parameter.numel()
+        for name, parameter in part.named_parameters()
+        if not silent or kinds[name] == "backbone"
     )
 
 

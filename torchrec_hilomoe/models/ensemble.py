@@ -105,9 +105,12 @@ class EnsembleOverArch(nn.Module):
 class TaskLoss(nn.Module):
     """Binary cross entropy of a model's logits, and the loss that it learns by.
 
-    The members of an ensemble each learn by their own loss, as they would alone: on the loss of
-    their mean they would only make up for each other's errors. A model without members learns by
-    the loss of its logits.
+    The members of an ensemble each learn by their own loss: on the loss of their mean they would
+    only make up for each other's errors. So loss and gradients are those that each would have
+    alone; dense arch, gradient clipping and row-wise optimizer states they share. A model without
+    members learns by the loss of its logits.
+
+    Reads what the over arch keeps: tracers have to take it for a leaf, as TorchRec's pipelines do.
 
     Args:
         model (nn.Module): its `EnsembleOverArch`, if any, is found once, here; it stays the
