@@ -105,7 +105,7 @@ class Launcher:
     def values(self, output_dir: Path, *overrides: str) -> dict[str, Any]:
         own = [f"output_dir={output_dir}", f"data.cache_dir={self._cache}"]
         if not any(override.startswith("model=") for override in overrides):
-            own += ["model.expert_width=20", "model.plain_width=20", "model.num_experts=4"]
+            own += ["model.expert_width=10", "model.plain_width=10", "model.num_experts=4"]
         other_data = any(override.startswith("data=") for override in overrides)
         small = [o for o in SMALL if not (other_data and o.startswith("data.synthetic."))]
         with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.multirank]
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 SCRIPT = str(ROOT / "examples" / "train_dlrm_hilomoe.py")
-LONGER = ["training.stages.warm_up.epochs=12", "model.expert_width=20", "model.plain_width=20"]
+LONGER = ["training.stages.warm_up.epochs=12", "model.expert_width=10", "model.plain_width=10"]
 
 
 @pytest.fixture
