@@ -22,6 +22,11 @@ BASELINES = ("dlrm", "dlrm_cat", "dcn", "dcn_mixture", "projection")
 BEGIN, END = "<!-- results: written by benchmarks/accuracy_report.py -->\n", "<!-- end -->\n"
 
 
+def is_baseline(model: str) -> bool:
+    """Whether it is a public architecture, tuned or as published."""
+    return model.removesuffix("_published") in BASELINES
+
+
 class Comparison(NamedTuple):
     """Two models over the seeds that both have.
 
@@ -61,11 +66,9 @@ def summary(runs: pd.DataFrame, data: str) -> pd.DataFrame:
         seeds=("seed", "nunique"),
         auc=("test_auc", "mean"),
         sd=("test_auc", "std"),
-        valid=("valid_auc", "mean"),
         logloss=("test_logloss", "mean"),
         flops=("flops_per_sample", "mean"),
         parameters=("dense_parameters", "mean"),
-        seconds=("seconds", "median"),
     )
     result["trials"] = trials.reindex(result.index).fillna(0).astype(int)
     return result.sort_values("auc", ascending=False)
@@ -86,7 +89,7 @@ def tables(runs: pd.DataFrame) -> Iterable[str]:
     """The page's lines, a table for each data set."""
     for data in runs[runs.kind == "seed"].data.unique():
         rows = summary(runs, data)
-        known = [model for model in rows.index if model in BASELINES]
+        known = [model for model in rows.index if is_baseline(model)]
         best = known[0] if known else None
         yield f"\n### {data}\n"
         yield (
@@ -120,8 +123,8 @@ def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
     for axis, data in zip(axes[0], names, strict=True):
         rows = summary(runs, data)
         for model, row in rows.iterrows():
-            style = {"marker": "o" if model in BASELINES else "D"}
-            color = "tab:gray" if model in BASELINES else "tab:blue"
+            style = {"marker": "o" if is_baseline(model) else "D"}
+            color = "tab:gray" if is_baseline(model) else "tab:blue"
             axis.errorbar(row.flops / 1e3, row.auc, row.sd, color=color, capsize=2, **style)
             axis.annotate(
                 model, (row.flops / 1e3, row.auc), xytext=(4, 4), textcoords="offset points", size=8
