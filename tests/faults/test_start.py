@@ -87,7 +87,7 @@ def test_warm_start_reports_what_does_not_fit(launch, undisturbed, tmp_path):
     codes, log = launch(tmp_path, *overrides, ranks=1)
     assert codes == [1]
     assert "missing: model.over_arch" in log
-    assert "there, (6, 16) here" in log
+    assert "there, (6, 30) here" in log
     codes, log = launch(tmp_path, *overrides, "checkpoint.strict=false", ranks=1)
     assert codes == [0], log
     assert "warm start without what does not fit: missing: model.over_arch" in log
