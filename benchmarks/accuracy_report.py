@@ -5,6 +5,7 @@ python benchmarks/accuracy_report.py
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -99,11 +100,16 @@ def tables(runs: pd.DataFrame) -> Iterable[str]:
         yield "|---|---|---|---|---|---|---|"
         for model, row in rows.iterrows():
             yield (
-                f"| `{model}` | {row.auc:.5f} ± {row.sd:.5f} | {against(runs, data, model, best)} "
+                f"| `{model}` | {spread(row)} | {against(runs, data, model, best)} "
                 f"| {row.logloss:.4f} | {row.flops / 1e3:,.0f} | {row.parameters:,.0f} "
                 f"| {row.seeds:.0f}, {row.trials:.0f} |"
             )
     yield ""
+
+
+def spread(row: pd.Series) -> str:
+    """Mean ± standard deviation over seeds."""
+    return f"{row.auc:.5f} ± {row.sd:.5f}" if row.seeds > 1 else f"{row.auc:.5f} (one seed)"
 
 
 def against(runs: pd.DataFrame, data: str, model: str, best: str | None) -> str:
@@ -111,7 +117,7 @@ def against(runs: pd.DataFrame, data: str, model: str, best: str | None) -> str:
     if best is None or model == best:
         return "–"
     gain, p_value = compare(runs, data, model, best)
-    return f"{gain:+.5f} (p {p_value:.3f})"
+    return f"{gain:+.5f}" + ("" if math.isnan(p_value) else f" (p {p_value:.3f})")
 
 
 def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
@@ -130,7 +136,7 @@ def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
                 model, (row.flops / 1e3, row.auc), xytext=(4, 4), textcoords="offset points", size=8
             )
         axis.set(title=data, xlabel="kFLOPs a sample (dense part)", ylabel="test AUC")
-        axis.margins(0.2)
+        axis.margins(0.35, 0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
