@@ -21,6 +21,7 @@ T = TypeVar("T")
 #: For `agree`: one rank may encode a large data set while the others wait.
 PREPARATION_TIMEOUT = timedelta(hours=24)
 _POLL_SECONDS = 0.02
+_LAST_WORDS_SECONDS = 2.0
 
 
 def init_process_group() -> torch.device:
@@ -95,6 +96,9 @@ def shutdown(exit_code: int = 0) -> NoReturn:
     if dist.is_initialized():
         if exit_code == 0:
             dist.barrier()
+        elif dist.get_world_size() > 1:
+            # torchrun kills the other ranks once one is gone: let them say what stopped them.
+            time.sleep(_LAST_WORDS_SECONDS)
         gc.collect()
         if exit_code == 0:
             dist.destroy_process_group()
