@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import nn
@@ -10,14 +12,16 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_hilomoe.models import DLRM_HiLoMoE, DLRM_HiLoMoETrain
-from torchrec_hilomoe.modules import AuxiliaryLossConfig, HiLoMoEConfig
+from torchrec_hilomoe.models import DLRM_HiLoMoE, DLRM_HiLoMoETrain, InteractionContext
+from torchrec_hilomoe.models.registry import get_interaction
+from torchrec_hilomoe.modules import AuxiliaryLossConfig, HiLoMoEConfig, TwoStreamConfig
 
+STREAMS = TwoStreamConfig(expert_width=16, plain_width=8, num_heads=2)
 LABELS = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
 
 
 def test_loss_is_task_plus_auxiliary(collection, make_features):
-    model = DLRM_HiLoMoE(collection, 5, [8], [1], 16, HiLoMoEConfig(num_experts=4))
+    model = DLRM_HiLoMoE(collection, 5, [8], [1], STREAMS, HiLoMoEConfig(num_experts=4))
     batch = Batch(torch.rand(6, 5), make_features(), LABELS)
     loss, output = DLRM_HiLoMoETrain(model, AuxiliaryLossConfig(load_balance=0.5))(batch)
     logits = model(batch.dense_features, batch.sparse_features).squeeze(-1)
@@ -28,10 +32,10 @@ def test_loss_is_task_plus_auxiliary(collection, make_features):
 
 
 def test_auxiliary_loss_reaches_the_router(collection, make_features):
-    model = DLRM_HiLoMoE(collection, 5, [8], [1], 16, HiLoMoEConfig(num_experts=4))
+    model = DLRM_HiLoMoE(collection, 5, [8], [1], STREAMS, HiLoMoEConfig(num_experts=4))
     batch = Batch(torch.rand(6, 5), make_features(), LABELS)
     DLRM_HiLoMoETrain(model)(batch)[0].backward()
-    router = model.inter_arch.linear.router
+    router = model.inter_arch.routed_stream[0].router
     assert router.keys.grad.abs().sum() > 0
 
 
@@ -50,7 +54,7 @@ def test_losses_are_on_the_models_device(weights):
         name="t", embedding_dim=8, num_embeddings=9, feature_names=["a", "b"]
     )
     tables = EmbeddingBagCollection(tables=[table], device=meta)
-    model = DLRM_HiLoMoE(tables, 5, [8], [1], 16, HiLoMoEConfig(num_experts=4), meta)
+    model = DLRM_HiLoMoE(tables, 5, [8], [1], STREAMS, HiLoMoEConfig(num_experts=4), meta)
     features = KeyedJaggedTensor.from_lengths_sync(
         keys=["a", "b"], values=torch.ones(12).long(), lengths=torch.ones(12).int()
     )
@@ -65,7 +69,21 @@ class FakeTables(nn.Module):
         return torch.empty(6, 2, 8, device="meta")
 
 
+def test_dlrm_hilomoe_is_the_registered_model(collection):
+    config = HiLoMoEConfig(num_experts=4)
+    model = DLRM_HiLoMoE(collection, 5, [8], [1], STREAMS, config)
+    num_sparse = sum(len(t.feature_names) for t in collection.embedding_bag_configs())
+    entry = get_interaction("hilomoe")
+    registered = entry.build(
+        InteractionContext(num_sparse, embedding_dim=8),
+        entry.config(**{**asdict(STREAMS), **asdict(config)}),
+    ).module
+    registered.load_state_dict(model.inter_arch.state_dict())
+    features = {"dense_features": torch.rand(6, 8), "sparse_features": torch.rand(6, num_sparse, 8)}
+    assert torch.equal(registered(**features), model.inter_arch(**features))
+
+
 def test_state_dict_holds_the_model_once(collection):
-    model = DLRM_HiLoMoE(collection, 5, [8], [1], 16, HiLoMoEConfig(num_experts=4))
+    model = DLRM_HiLoMoE(collection, 5, [8], [1], STREAMS, HiLoMoEConfig(num_experts=4))
     names = set(DLRM_HiLoMoETrain(model).state_dict())
     assert names == {f"model.{name}" for name in model.state_dict()}

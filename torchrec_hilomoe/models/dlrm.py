@@ -21,7 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_hilomoe.models.over_arch import OverArch
 from torchrec_hilomoe.models.sparse_arch import SparseArch
-from torchrec_hilomoe.modules import HiLoMoEConfig, HiLoMoEInteractionArch
+from torchrec_hilomoe.modules import HiLoMoEConfig, HiLoMoETwoStreamArch, TwoStreamConfig
 
 
 class InteractionDLRM(nn.Module):
@@ -97,22 +97,23 @@ class InteractionDLRM(nn.Module):
 
 
 class DLRM_HiLoMoE(InteractionDLRM):  # noqa: N801 (named as torchrec's DLRM_DCN)
-    """DLRM whose interaction is a `HiLoMoEInteractionArch`.
+    """DLRM whose interaction is a `HiLoMoETwoStreamArch`: the model of `model=hilomoe`.
 
     Takes the arguments of `torchrec.models.dlrm.DLRM_DCN`, with the HiLoMoE's own in the place of
-    the cross net's.
+    the cross net's. For another interaction, give it to `InteractionDLRM`.
 
     Args:
         embedding_bag_collection (EmbeddingBagCollection): tables of one embedding dimension D.
         dense_in_features (int): num_features; 0 for data without dense features.
         dense_arch_layer_sizes (Sequence[int]): widths of the dense arch, the last one D.
         over_arch_layer_sizes (Sequence[int]): widths of the over arch, the last one 1.
-        interaction_out_features (int): width of the HiLoMoE layer.
+        streams (TwoStreamConfig): widths and fusion of both streams.
         hilomoe (HiLoMoEConfig): layers, experts and routing.
         dense_device (torch.device | None): device of everything but the tables.
 
     Raises:
-        ValueError: the dense arch does not end in D.
+        ValueError: the dense arch does not end in D, or the streams cannot be cut into their
+            heads.
 
     Example:
         >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -124,7 +125,7 @@ class DLRM_HiLoMoE(InteractionDLRM):  # noqa: N801 (named as torchrec's DLRM_DCN
         ...     dense_in_features=13,
         ...     dense_arch_layer_sizes=[16, 8],
         ...     over_arch_layer_sizes=[1],
-        ...     interaction_out_features=32,
+        ...     streams=TwoStreamConfig(expert_width=32, plain_width=16, num_heads=4),
         ...     hilomoe=HiLoMoEConfig(num_layers=3, num_experts=4),
         ... )
         >>> features = KeyedJaggedTensor.from_lengths_sync(
@@ -141,7 +142,7 @@ class DLRM_HiLoMoE(InteractionDLRM):  # noqa: N801 (named as torchrec's DLRM_DCN
         dense_in_features: int,
         dense_arch_layer_sizes: Sequence[int],
         over_arch_layer_sizes: Sequence[int],
-        interaction_out_features: int,
+        streams: TwoStreamConfig,
         hilomoe: HiLoMoEConfig,
         dense_device: torch.device | None = None,
     ) -> None:
@@ -156,15 +157,12 @@ class DLRM_HiLoMoE(InteractionDLRM):  # noqa: N801 (named as torchrec's DLRM_DCN
                     f"got {list(dense_arch_layer_sizes)}"
                 )
             dense_arch = DenseArch(dense_in_features, list(dense_arch_layer_sizes), dense_device)
-        super().__init__(
-            embedding_bag_collection,
-            dense_arch,
-            HiLoMoEInteractionArch(
-                num_sparse if dense_arch is not None else num_sparse - 1,
-                embedding_dim,
-                interaction_out_features,
-                hilomoe,
-                device=dense_device,
-            ),
-            OverArch(interaction_out_features, over_arch_layer_sizes, device=dense_device),
+        inter_arch = HiLoMoETwoStreamArch(
+            num_sparse if dense_arch is not None else num_sparse - 1,
+            embedding_dim,
+            streams,
+            hilomoe,
+            device=dense_device,
         )
+        over_arch = OverArch(inter_arch.out_features, over_arch_layer_sizes, device=dense_device)
+        super().__init__(embedding_bag_collection, dense_arch, inter_arch, over_arch)

@@ -44,12 +44,13 @@ class DLRM_HiLoMoETrain(nn.Module):  # noqa: N801 (named as the model it wraps)
         >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
         >>> from torchrec.modules.embedding_modules import EmbeddingBagCollection
         >>> from torchrec_hilomoe.models.dlrm import DLRM_HiLoMoE
-        >>> from torchrec_hilomoe.modules import HiLoMoEConfig
+        >>> from torchrec_hilomoe.modules import HiLoMoEConfig, TwoStreamConfig
         >>> table = EmbeddingBagConfig(
         ...     name="t", embedding_dim=8, num_embeddings=100, feature_names=["user", "item"]
         ... )
         >>> model = DLRM_HiLoMoETrain(DLRM_HiLoMoE(
-        ...     EmbeddingBagCollection(tables=[table]), 13, [8], [1], 16, HiLoMoEConfig()
+        ...     EmbeddingBagCollection(tables=[table]), 13, [8], [1],
+        ...     TwoStreamConfig(), HiLoMoEConfig(),
         ... ))
         >>> batch = next(iter(RandomRecDataset(
         ...     keys=["user", "item"], batch_size=4, hash_size=100, ids_per_feature=2, num_dense=13
