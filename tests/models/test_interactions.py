@@ -151,3 +151,19 @@ def test_key_of_another_model_is_unknown():
 def test_value_out_of_range_is_named():
     with pytest.raises(ConfigError, match=r"model\.top_k"):
         parse_model_config({"name": "hilomoe", "num_experts": 4, "top_k": 9})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("hilomoe", {"fusion_scale": float("nan")}, r"model\.fusion_scale .*finite.* nan"),
+        ("hilomoe", {"gate_scale": float("inf")}, r"model\.gate_scale .*finite.* inf"),
+        ("hilomoe_wide", {"out_features": -3}, r"model\.out_features .*at least 1.* -3"),
+        ("hilomoe_cross", {"num_cross_layers": 0}, r"model\.num_cross_layers .*at least 1.* 0"),
+        ("hilomoe_mlp", {"layer_sizes": []}, r"model\.layer_sizes .*at least 1.* \(\)"),
+        ("hilomoe_mlp", {"layer_sizes": [8, 0]}, r"model\.layer_sizes .*at least 1.* \(8, 0\)"),
+    ],
+)
+def test_sizes_and_scales_out_of_range_are_named(name, options, message, collection):
+    with pytest.raises(ConfigError, match=message):
+        _build(name, collection, NUM_DENSE, **options)

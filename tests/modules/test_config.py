@@ -20,7 +20,7 @@ from torchrec_hilomoe.modules import AuxiliaryLossConfig, HiLoMoEConfig
         ({"query_dim": 8, "tied_keys": True}, "query_dim has no meaning with tied_keys"),
         ({"query_dropout": 1.0}, "query_dropout must lie in [0, 1), got 1.0"),
         ({"expert_dropout": -0.1}, "expert_dropout must lie in [0, 1), got -0.1"),
-        ({"gate_scale": 0.0}, "gate_scale must be positive, got 0.0"),
+        ({"gate_scale": 0.0}, "gate_scale must be positive and finite, got 0.0"),
     ],
 )
 def test_values_out_of_range_are_named(values: dict[str, object], message: str) -> None:

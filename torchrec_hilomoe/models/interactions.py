@@ -179,6 +179,11 @@ class HiLoMoEWideOptions(HiLoMoEConfig):
 
     out_features: int = 400
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out_features < 1:
+            raise ValueError(f"out_features must be at least 1, got {self.out_features}")
+
 
 @register_interaction("hilomoe_wide", HiLoMoEWideOptions)
 def build_hilomoe_wide(context: InteractionContext, config: HiLoMoEWideOptions) -> Interaction:
@@ -205,6 +210,11 @@ class HiLoMoECrossOptions(HiLoMoEConfig):
 
     num_cross_layers: int = 3
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_cross_layers < 1:
+            raise ValueError(f"num_cross_layers must be at least 1, got {self.num_cross_layers}")
+
 
 @register_interaction("hilomoe_cross", HiLoMoECrossOptions)
 def build_hilomoe_cross(context: InteractionContext, config: HiLoMoECrossOptions) -> Interaction:
@@ -229,12 +239,17 @@ class HiLoMoEMLPOptions(HiLoMoEConfig):
 
     layer_sizes: tuple[int, ...] = (400, 400)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.layer_sizes or min(self.layer_sizes) < 1:
+            raise ValueError(
+                f"layer_sizes must hold one or more widths of at least 1, got {self.layer_sizes}"
+            )
+
 
 @register_interaction("hilomoe_mlp", HiLoMoEMLPOptions)
 def build_hilomoe_mlp(context: InteractionContext, config: HiLoMoEMLPOptions) -> Interaction:
     """An MLP over all features whose linears are HiLoMoE layers with one shared routing."""
-    if not config.layer_sizes:
-        raise ConfigError("model.layer_sizes: needs at least one layer, got []")
     mlp = HiLoMoEMLP(context.in_features, config.layer_sizes, config, device=context.device)
     return Interaction(InteractionCatArch(mlp), config.layer_sizes[-1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torchrec_hilomoe.config import STRICT
@@ -70,5 +71,5 @@ class HiLoMoEConfig:
         for name in ("query_dropout", "expert_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if self.gate_scale is not None and self.gate_scale <= 0.0:
-            raise ValueError(f"gate_scale must be positive, got {self.gate_scale}")
+        if self.gate_scale is not None and not 0.0 < self.gate_scale < math.inf:
+            raise ValueError(f"gate_scale must be positive and finite, got {self.gate_scale}")

@@ -1,5 +1,6 @@
 """Two streams of features, one of them with routed experts, joined by a bilinear fusion."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ class BilinearFusion(nn.Module):
         dtype (torch.dtype | None): dtype of the parameters.
 
     Raises:
-        ValueError: a stream cannot be cut into so many heads.
+        ValueError: a stream cannot be cut into so many heads, or the scale is not finite.
 
     Example:
         >>> BilinearFusion(12, 8, num_heads=4)(torch.rand(5, 12), torch.rand(5, 8)).shape
@@ -77,6 +78,8 @@ class BilinearFusion(nn.Module):
                 f"num_heads must divide the widths of both streams, {x_features} and "
                 f"{y_features}; got {num_heads}"
             )
+        if not math.isfinite(scale):
+            raise ValueError(f"fusion_scale must be a finite number, got {scale}")
         self.num_heads = num_heads
         self.scale = scale
         shape = (num_heads, x_features // num_heads, y_features // num_heads)
@@ -129,7 +132,8 @@ class HiLoMoETwoStreamArch(nn.Module):
         out_features (int): width of the output: both streams and the heads.
 
     Raises:
-        ValueError: a stream has no features, or cannot be cut into so many heads.
+        ValueError: a stream has no features or cannot be cut into so many heads, or the scale of
+            the products is not finite.
 
     Example:
         >>> streams = TwoStreamConfig(expert_width=32, plain_width=16, num_heads=4)
