@@ -5,22 +5,23 @@ python benchmarks/accuracy_report.py
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")
 import pandas as pd
+from accuracy_ablations import BASE, ablation_tables, plot_sizes
+from accuracy_plan import load_plan
+from accuracy_stats import compare, newest, spread, summary
 from matplotlib import pyplot as plt
-from scipy import stats
 
 HERE = Path(__file__).parent
 #: What all models are compared with: the public architectures, tuned alike.
 BASELINES = ("dlrm", "dlrm_cat", "dcn", "dcn_mixture", "projection")
-BEGIN, END = "<!-- results: written by benchmarks/accuracy_report.py -->\n", "<!-- end -->\n"
+_PART = "<!-- {}: written by benchmarks/accuracy_report.py -->\n"
+_END = "<!-- end -->\n"
 
 
 def is_baseline(model: str) -> bool:
@@ -28,62 +29,31 @@ def is_baseline(model: str) -> bool:
     return model.removesuffix("_published") in BASELINES
 
 
-class Comparison(NamedTuple):
-    """Two models over the seeds that both have.
-
-    Attributes:
-        gain (float): mean difference of the test AUC.
-        p_value (float): of a paired, two-sided t test; nan below three seeds.
-    """
-
-    gain: float
-    p_value: float
-
-
 def main() -> None:
-    """Replaces the marked part of the page, and draws the plot."""
+    """Replaces the marked parts of the page, and draws the plots."""
     runs = newest(pd.read_csv(HERE / "results" / "accuracy.csv"))
+    plan = load_plan(HERE / "ablations.yaml")
+    changes = {entry.model for entry in plan.entries} - {BASE}
+    models = runs[~runs.model.isin(changes)]
+    images = HERE.parent / "docs" / "img"
+    plot_frontier(models, images / "frontier.png")
+    plot_sizes(plan, runs, images / "sizes.png")
+
     page = HERE.parent / "docs" / "results.md"
     text = page.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    plot = "\n![Test AUC over FLOPs](img/frontier.png)\n"
-    page.write_text(before + BEGIN + "\n".join(tables(runs)) + plot + END + after)
-    plot_frontier(runs, HERE.parent / "docs" / "img" / "frontier.png")
+    text = replaced(text, "results", tables(models), "Test AUC over FLOPs", "frontier")
+    text = replaced(text, "ablations", ablation_tables(plan, runs), "Test AUC over sizes", "sizes")
+    page.write_text(text)
 
 
-def newest(runs: pd.DataFrame) -> pd.DataFrame:
-    """Without seeds that were run again, with other choices; trials all stay."""
-    again = runs.duplicated(["data", "model", "seed", "kind"], keep="last")
-    return runs[~(again & (runs.kind == "seed"))]
-
-
-def summary(runs: pd.DataFrame, data: str) -> pd.DataFrame:
-    """One row a model: its seeds' mean and standard deviation, cost, and trials of its tuning."""
-    of_data = runs[runs.data == data]
-    seeds = of_data[of_data.kind == "seed"].groupby("model")
-    trials = of_data[of_data.kind == "trial"].groupby("model").size()
-    result = seeds.agg(
-        seeds=("seed", "nunique"),
-        auc=("test_auc", "mean"),
-        sd=("test_auc", "std"),
-        logloss=("test_logloss", "mean"),
-        flops=("flops_per_sample", "mean"),
-        parameters=("dense_parameters", "mean"),
-    )
-    result["trials"] = trials.reindex(result.index).fillna(0).astype(int)
-    return result.sort_values("auc", ascending=False)
-
-
-def compare(runs: pd.DataFrame, data: str, model: str, other: str) -> Comparison:
-    """Test AUC of ``model`` against ``other``, seed by seed."""
-    chosen = runs[(runs.data == data) & (runs.kind == "seed")]
-    pairs = chosen.pivot_table(index="seed", columns="model", values="test_auc")
-    pairs = pairs[[model, other]].dropna()
-    difference = pairs[model] - pairs[other]
-    few = len(pairs) < 3
-    p_value = float("nan") if few else float(stats.ttest_rel(pairs[model], pairs[other]).pvalue)
-    return Comparison(float(difference.mean()), p_value)
+def replaced(text: str, part: str, lines: Iterable[str], title: str, image: str) -> str:
+    """The page with one marked part written anew."""
+    before, rest = text.split(_PART.format(part))
+    _, after = rest.split(_END, 1)
+    written = "\n".join(lines)
+    if written:
+        written += f"\n![{title}](img/{image}.png)\n"
+    return before + _PART.format(part) + written + _END + after
 
 
 def tables(runs: pd.DataFrame) -> Iterable[str]:
@@ -107,17 +77,11 @@ def tables(runs: pd.DataFrame) -> Iterable[str]:
     yield ""
 
 
-def spread(row: pd.Series) -> str:
-    """Mean ± standard deviation over seeds."""
-    return f"{row.auc:.5f} ± {row.sd:.5f}" if row.seeds > 1 else f"{row.auc:.5f} (one seed)"
-
-
 def against(runs: pd.DataFrame, data: str, model: str, best: str | None) -> str:
     """The gain over the best baseline, with its p value."""
     if best is None or model == best:
         return "–"
-    gain, p_value = compare(runs, data, model, best)
-    return f"{gain:+.5f}" + ("" if math.isnan(p_value) else f" (p {p_value:.3f})")
+    return str(compare(runs, data, model, best))
 
 
 def plot_frontier(runs: pd.DataFrame, path: Path) -> None:

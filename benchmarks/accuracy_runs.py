@@ -138,8 +138,7 @@ class Runner:
         """
         if time.monotonic() > self._deadline:
             raise RunError("no time left")
-        output = self._work / "runs" / f"{entry.data}-{entry.model}-{kind}-{os.getpid()}"
-        output = output.with_name(f"{output.name}-{threading.get_ident()}")
+        output = self._work / "runs" / f"{os.getpid()}-{threading.get_ident()}"
         command = [
             sys.executable,
             "examples/train_dlrm_hilomoe.py",

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from torchrec_hilomoe.training import RunConfig, parse_run_config
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+_COMPOSING = threading.Lock()  # Hydra composes one configuration at a time
 
 
 def model_names() -> list[str]:
@@ -30,8 +31,13 @@ def run_config(model: str, overrides: Sequence[str]) -> RunConfig:
     return parse_run_config(OmegaConf.to_container(config, resolve=True))
 
 
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that these overrides give an entry script, not yet checked."""
+    with _COMPOSING, initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
 _DECISIVE = ("data", "model", "training", "optimizer")
-_COMPOSING = threading.Lock()  # Hydra composes one configuration at a time
 
 
 @functools.cache
@@ -44,8 +50,7 @@ def config_digest(overrides: tuple[str, ...]) -> str:
     Returns:
         str: 12 hexadecimal digits.
     """
-    with _COMPOSING, initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=list(overrides))
+    config = composed(overrides)
     groups = {key: OmegaConf.to_container(config[key]) for key in _DECISIVE}
     for key in ("train", "valid", "test", "cache_dir", "num_workers"):
         groups["data"].pop(key, None)

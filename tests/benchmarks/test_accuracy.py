@@ -40,6 +40,21 @@ data:
 """
 
 
+ABLATIONS = """
+trials: 0
+seeds: [0, 1]
+models: {}
+data:
+  synthetic:
+    overrides: [data=synthetic]
+    variants:
+      hilomoe_shipped: {overrides: [model=hilomoe]}
+      top 1: {overrides: [model=hilomoe, model.top_k=1]}
+      top 4: {overrides: [model=hilomoe, model.top_k=4]}
+      model.num_experts=1: {overrides: [model=hilomoe, model.num_experts=1]}
+"""
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
     path = tmp_path / "plan.yaml"
@@ -47,8 +62,9 @@ def plan(tmp_path: Path) -> Path:
     return path
 
 
-def test_planned_runs_compose(load) -> None:
-    plan = load("accuracy_plan").load_plan(ROOT / "benchmarks" / "accuracy.yaml")
+@pytest.mark.parametrize("name", ["accuracy", "ablations"])
+def test_planned_runs_compose(load, name: str) -> None:
+    plan = load("accuracy_plan").load_plan(ROOT / "benchmarks" / f"{name}.yaml")
     assert plan.entries
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for entry in plan.entries:
@@ -163,7 +179,7 @@ def test_runs_once_and_goes_on_when_started_again(plan, tmp_path: Path) -> None:
 def test_report_compares_seed_by_seed(load) -> None:
     import pandas as pd
 
-    report = load("accuracy_report")
+    report, stats_of = load("accuracy_report"), load("accuracy_stats")
     rng = np.random.default_rng(0)
     dlrm, ours = rng.normal(0.8, 0.01, 5), rng.normal(0.81, 0.01, 5)
     rows = [
@@ -174,7 +190,7 @@ def test_report_compares_seed_by_seed(load) -> None:
         for seed, auc in enumerate(aucs)
     ]
     runs = pd.DataFrame(rows).sample(frac=1, random_state=0)
-    gain, p_value = report.compare(runs, "shop", "hilomoe", "dlrm")
+    gain, p_value = stats_of.compare(runs, "shop", "hilomoe", "dlrm")
     assert gain == pytest.approx((ours - dlrm).mean())
     assert p_value == pytest.approx(stats.ttest_rel(ours, dlrm).pvalue)
     page = "\n".join(report.tables(runs))
@@ -190,6 +206,32 @@ def test_report_draws_the_frontier(load, tmp_path: Path) -> None:
     runs = pd.DataFrame([row | {"dense_parameters": 10, "seconds": 1}])
     load("accuracy_report").plot_frontier(runs, tmp_path / "img" / "frontier.png")
     assert (tmp_path / "img" / "frontier.png").stat().st_size > 5000
+
+
+def test_ablations_are_compared_with_the_shipped_model(load, tmp_path: Path) -> None:
+    import pandas as pd
+
+    (tmp_path / "plan.yaml").write_text(ABLATIONS)
+    plan, ablations = (
+        load("accuracy_plan").load_plan(tmp_path / "plan.yaml"),
+        load("accuracy_ablations"),
+    )
+    aucs = {"hilomoe_shipped": [0.7, 0.71], "top 1": [0.69, 0.68], "model.num_experts=1": [0.6]}
+    rows = [
+        _row(load, plan.entry(f"synthetic/{model}"), "seed", [], auc)
+        | {"seed": seed, "test_auc": auc, "test_logloss": 0.5, "flops_per_sample": 2e3}
+        | {"dense_parameters": 10}
+        for model, values in aucs.items()
+        for seed, auc in enumerate(values)
+    ]
+    table = list(ablations.ablation_tables(plan, pd.DataFrame(rows)))
+    assert [line for line in table if line.startswith("| top 1 ")] == [
+        "| top 1 | `model.top_k=1` | 0.68500 ± 0.00707 | -0.02000 | 2 | 2 |"
+    ]
+    assert any("| -0.10000 |" in line for line in table)  # of the one seed that both have
+    assert not any("top 4" in line for line in table)  # not run yet
+    ablations.plot_sizes(plan, pd.DataFrame(rows), tmp_path / "sizes.png")
+    assert (tmp_path / "sizes.png").stat().st_size > 5000
 
 
 def _row(load, entry, kind: str, overrides: list[str], auc: float) -> dict:
@@ -244,5 +286,5 @@ def test_report_takes_the_newest_run_of_a_seed(load, plan) -> None:
 
     entry = load("accuracy_plan").load_plan(plan).entry("synthetic/shipped")
     rows = [_row(load, entry, kind, [], auc) for kind in ("trial", "seed") for auc in (0.6, 0.7)]
-    newest = load("accuracy_report").newest(pd.DataFrame(rows))
+    newest = load("accuracy_stats").newest(pd.DataFrame(rows))
     assert newest.valid_auc.tolist() == [0.6, 0.7, 0.7]

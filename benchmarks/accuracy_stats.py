@@ -1,0 +1,64 @@
+"""Statistics of the accuracy runs: over seeds, and of two models seed by seed."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pandas as pd
+from scipy import stats
+
+
+class Comparison(NamedTuple):
+    """Two models over the seeds that both have.
+
+    Attributes:
+        gain (float): mean difference of the test AUC.
+        p_value (float): of a paired, two-sided t test; nan below three seeds.
+    """
+
+    gain: float
+    p_value: float
+
+    def __str__(self) -> str:
+        p_value = "" if math.isnan(self.p_value) else f" (p {self.p_value:.3f})"
+        return f"{self.gain:+.5f}{p_value}"
+
+
+def newest(runs: pd.DataFrame) -> pd.DataFrame:
+    """Without seeds that were run again, with other choices; trials all stay."""
+    again = runs.duplicated(["data", "model", "seed", "kind"], keep="last")
+    return runs[~(again & (runs.kind == "seed"))]
+
+
+def summary(runs: pd.DataFrame, data: str) -> pd.DataFrame:
+    """One row a model: its seeds' mean and standard deviation, cost, and trials of its tuning."""
+    of_data = runs[runs.data == data]
+    seeds = of_data[of_data.kind == "seed"].groupby("model")
+    trials = of_data[of_data.kind == "trial"].groupby("model").size()
+    result = seeds.agg(
+        seeds=("seed", "nunique"),
+        auc=("test_auc", "mean"),
+        sd=("test_auc", "std"),
+        logloss=("test_logloss", "mean"),
+        flops=("flops_per_sample", "mean"),
+        parameters=("dense_parameters", "mean"),
+    )
+    result["trials"] = trials.reindex(result.index).fillna(0).astype(int)
+    return result.sort_values("auc", ascending=False)
+
+
+def compare(runs: pd.DataFrame, data: str, model: str, other: str) -> Comparison:
+    """Test AUC of ``model`` against ``other``, seed by seed."""
+    chosen = runs[(runs.data == data) & (runs.kind == "seed")]
+    pairs = chosen.pivot_table(index="seed", columns="model", values="test_auc")
+    pairs = pairs[[model, other]].dropna()
+    difference = pairs[model] - pairs[other]
+    few = len(pairs) < 3
+    p_value = float("nan") if few else float(stats.ttest_rel(pairs[model], pairs[other]).pvalue)
+    return Comparison(float(difference.mean()), p_value)
+
+
+def spread(row: pd.Series) -> str:
+    """Mean ± standard deviation over seeds."""
+    return f"{row.auc:.5f} ± {row.sd:.5f}" if row.seeds > 1 else f"{row.auc:.5f} (one seed)"
