@@ -77,7 +77,7 @@ class _TiledExperts(torch.autograd.Function):
         gates = (scores.flatten(1) * gate_scale).unsqueeze(1)  # [B, 1, LK]
         y = x.new_empty([*samples.shape[:2], weight.size(0)])
         projected = x.new_empty([*samples.shape[:2], v.size(0)])
-        for tile in _tiles(samples, y):
+        for tile in tiles(samples, y):
             x_tile, y_tile = samples[tile].flatten(0, 1), y[tile].flatten(0, 1)
             torch.mm(x_tile, v.t(), out=projected[tile].flatten(0, 1))
             gated = (projected[tile] * gates[tile]).flatten(0, 1)
@@ -103,7 +103,7 @@ class _TiledExperts(torch.autograd.Function):
         grad_weight, grad_u, grad_v = (torch.zeros_like(t) for t in (weight, u, v))
         grad_bias = weight.new_zeros(weight.size(0))
         grad_gates = torch.empty_like(gates)
-        for tile in _tiles(samples, grad_y):
+        for tile in tiles(samples, grad_y):
             x_tile, grad_tile = samples[tile].flatten(0, 1), grad_y[tile].flatten(0, 1)
             gated = (projected[tile] * gates[tile]).flatten(0, 1)
             grad_gated = torch.empty_like(projected[tile])
@@ -137,7 +137,7 @@ def _num_tiles(x: Tensor, out_features: int) -> int:
     return -(-num_tokens // tile_tokens)
 
 
-def _tiles(samples: Tensor, y: Tensor) -> Iterator[slice]:
+def tiles(samples: Tensor, y: Tensor) -> Iterator[slice]:
     """Samples in parts that fit a tile, of equal size but for one sample."""
     num_samples = samples.size(0)
     num_tiles = min(_num_tiles(samples, y.size(-1)), num_samples)
