@@ -76,7 +76,17 @@ class _ScoreRecurrence(torch.autograd.Function):
 
 
 def recurrence(logits: Tensor, gram: Tensor, num_layers: int, top_k: int | None) -> Tensor:
-    """Turns first terms ``[LK, B]`` into logits, and gives the scores."""
+    """Turns first terms into logits, layer after layer, and gives the scores.
+
+    Args:
+        logits (Tensor): first terms, ``[LK, B]``; become the logits.
+        gram (Tensor): ``[LK, LK]``.
+        num_layers (int): L.
+        top_k (int | None): experts kept in each layer; None keeps all.
+
+    Returns:
+        Tensor: scores, ``[LK, B]``.
+    """
     num_experts = logits.size(0) // num_layers
     scores = torch.empty_like(logits)
     for layer in range(num_layers):
