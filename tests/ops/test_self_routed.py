@@ -19,7 +19,8 @@ EPS = 1e-5
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(tiled, "_TILE_NUMEL", 50_000)
+    monkeypatch.setattr(tiled, "_TILE_NUMEL", 0)
+    monkeypatch.setattr(tiled, "_TILE_TOKENS", 500)
 
 
 def random_inputs(

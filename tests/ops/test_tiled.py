@@ -19,7 +19,7 @@ LARGE = (1100, 6, 40), 30, 2, 8  # x, o, L, K: more than one tile
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(tiled, "_TILE_NUMEL", 400_000)
+    monkeypatch.setattr(tiled, "_TILE_TOKENS", 256)
 
 
 @pytest.fixture(autouse=True)

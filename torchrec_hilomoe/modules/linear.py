@@ -157,14 +157,20 @@ class HiLoMoELinear(RoutedLinear):
 
     def _routes_itself(self, x: Tensor) -> bool:
         """Whether router and linear run as one operation, in training alone."""
-        hooks = self.router._forward_hooks, self.router._forward_pre_hooks
+        router = self.router
+        hooks = (
+            router._forward_hooks,
+            router._forward_pre_hooks,
+            router._backward_hooks,
+            router._backward_pre_hooks,
+        )
         return (
             isinstance(x, Tensor)  # FX traces with proxies
             and self.experts_enabled
             and not self.expert_dropout.p
             and not any(hooks)  # they wait for a call of the router
             and self_routing_is_cheaper(x, self.weight)
-            and self.router.projects_keys(x)
+            and router.projects_keys(x)
             and (self.top_k is None or not gathering_is_cheaper(self.expert_u.size(1), self.top_k))
         )
 
