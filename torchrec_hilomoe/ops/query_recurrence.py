@@ -1,4 +1,4 @@
-"""Routing by its recurrence on queries, for many experts, differentiated by hand."""
+"""Routing by its recurrence on queries, of many experts few kept, differentiated by hand."""
 
 from __future__ import annotations
 
@@ -12,71 +12,34 @@ from torch.nn import functional as F
 
 
 @torch.jit.unused
-def query_recurrence(query: Tensor, keys: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
+def sparse_query_recurrence(query: Tensor, keys: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Scores and logits of every layer, by updating the query from layer to layer.
 
-    Can be differentiated once, the scores and the logits.
+    Can be differentiated once, the scores and the logits. Products with all keys are left in the
+    backward pass only where the logits have a gradient.
 
     Args:
         query (Tensor): ``[B, D_q]``.
         keys (Tensor): ``[L, K, D_q]``.
-        top_k (int | None): experts kept in each layer; None keeps all.
+        top_k (int): experts kept in each layer, fewer than K.
 
     Returns:
         tuple[Tensor, Tensor]: scores and logits, ``[B, L, K]`` each, layer by layer in memory.
     """
-    if top_k is None or top_k == keys.size(1):
-        scores, logits = _DenseRecurrence.apply(query, keys)
-    else:
-        scores, logits = _SparseRecurrence.apply(query, keys, top_k)
+    scores, logits = _SparseRecurrence.apply(query, keys, top_k)
     return scores.transpose(0, 1), logits.transpose(0, 1)
 
 
-# Both write every result once, into its place; autograd would stack the layers and copy the
-# queries. Products are in place or have an out=, which autocast leaves alone.
-
-
-class _DenseRecurrence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        logits, queries = _empty_logits(query, keys), [query]
-        scores = torch.empty_like(logits)
-        for layer, layer_keys in enumerate(keys):
-            logits[layer].addmm_(queries[-1], layer_keys.t(), beta=0, alpha=_scale(keys))
-            scores[layer] = logits[layer].softmax(1)
-            queries.append(queries[-1].clone().addmm_(scores[layer], layer_keys))
-        ctx.save_for_backward(keys, scores, *queries[:-1])
-        ctx.set_materialize_grads(False)
-        return scores, logits
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad_scores: Tensor | None, grad_logits: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        keys, scores, *queries = ctx.saved_tensors
-        grad_query, grad_keys = torch.zeros_like(queries[0]), torch.zeros_like(keys)
-        for layer in reversed(range(len(queries))):
-            from_scores = torch.empty_like(scores[layer])
-            torch.mm(grad_query, keys[layer].t(), out=from_scores)
-            if grad_scores is not None:
-                from_scores += grad_scores[layer]
-            from_logits = torch._softmax_backward_data(from_scores, scores[layer], 1, keys.dtype)
-            if grad_logits is not None:
-                from_logits += grad_logits[layer]
-            grad_keys[layer].addmm_(scores[layer].t(), grad_query)
-            _through_logits(from_logits, queries[layer], keys[layer], grad_query, grad_keys[layer])
-        return grad_query, grad_keys
-
-
 class _SparseRecurrence(torch.autograd.Function):
-    # Only the kept experts have scores, and gradients of them.
+    # Writes every result once, into its place; autograd would stack the layers, and scatter the
+    # gradients of the kept scores among zeros. Products in place are left alone by autocast.
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        logits, queries = _empty_logits(query, keys), [query]
+        num_layers, num_experts, _ = keys.shape
+        logits = query.new_empty((num_layers, query.size(0), num_experts))
         scores = torch.zeros_like(logits)
-        all_kept, all_experts = [], []
+        queries, all_kept, all_experts = [query], [], []
         for layer, layer_keys in enumerate(keys):
             logits[layer].addmm_(queries[-1], layer_keys.t(), beta=0, alpha=_scale(keys))
             kept, experts = logits[layer].topk(top_k, 1)
@@ -115,22 +78,10 @@ class _SparseRecurrence(torch.autograd.Function):
                 grad_query += (kept_keys * from_kept.unsqueeze(2)).sum(1)
             else:
                 from_logits = grad_logits[layer].scatter_add(1, experts, from_kept)
-                _through_logits(from_logits, query, keys[layer], grad_query, grad_keys[layer])
+                grad_keys[layer].addmm_(from_logits.t(), query, alpha=_scale(keys))
+                grad_query.addmm_(from_logits, keys[layer], alpha=_scale(keys))
             grad_keys[layer].index_add_(0, experts.flatten(), grad_kept_keys.flatten(0, 1))
         return grad_query, grad_keys, None
-
-
-def _through_logits(
-    from_logits: Tensor, query: Tensor, keys: Tensor, grad_query: Tensor, grad_keys: Tensor
-) -> None:
-    """Adds the gradients of query and keys of one layer, whose logits are their products."""
-    grad_keys.addmm_(from_logits.t(), query, alpha=_scale(keys))
-    grad_query.addmm_(from_logits, keys, alpha=_scale(keys))
-
-
-def _empty_logits(query: Tensor, keys: Tensor) -> Tensor:
-    """Room for ``[L, B, K]``."""
-    return query.new_empty((keys.size(0), query.size(0), keys.size(1)))
 
 
 def _scale(keys: Tensor) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchrec_hilomoe.ops.query_recurrence import query_recurrence
+from torchrec_hilomoe.ops.query_recurrence import sparse_query_recurrence
 from torchrec_hilomoe.ops.recurrence import score_recurrence
 
 
@@ -50,7 +50,9 @@ def route(
     if torch.jit.is_scripting():
         return _route_in_query_space(query, keys, top_k)
     if query_space_is_cheaper(num_layers, num_experts, query_dim):
-        return query_recurrence(query, keys, top_k)
+        if top_k is None or top_k == num_experts:
+            return _route_in_query_space(query, keys, top_k)
+        return sparse_query_recurrence(query, keys, top_k)
     scaled_keys = keys.flatten(0, 1) * (1.0 / math.sqrt(query_dim))  # [LK, D_q]
     first_terms = _matmul(scaled_keys, query.t())  # [LK, B]
     if gram is None:
@@ -147,7 +149,7 @@ def query_space_is_cheaper(num_layers: int, num_experts: int, query_dim: int) ->
 
 
 def _route_in_query_space(query: Tensor, keys: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
-    """The recurrence of :func:`route_reference`, at full precision, for TorchScript."""
+    """The recurrence of :func:`route_reference`, at full precision."""
     num_layers, num_experts, query_dim = keys.shape
     scale = 1.0 / math.sqrt(query_dim)
     all_scores: list[Tensor] = []
