@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchrec_hilomoe.modules import (
+    AuxiliaryLoss,
+    AuxiliaryLossConfig,
     HierarchicalRouter,
     HiLoMoEConfig,
     HiLoMoELinear,
@@ -177,3 +182,74 @@ def test_many_experts_compile_without_graph_break() -> None:
     linear.compile(fullgraph=True, backend="aot_eager")
     actual = torch.autograd.grad(linear(x).square().sum(), list(linear.parameters()))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+FEW_EXPERTS = HiLoMoEConfig(num_layers=2, num_experts=4, query_dim=32)
+
+
+def with_router_apart(linear: HiLoMoELinear) -> HiLoMoELinear:
+    """The same layer, whose router is called, since a hook waits for it."""
+    apart = copy.deepcopy(linear)
+    apart.router.register_forward_hook(lambda *_: None)
+    return apart
+
+
+def routes_itself(linear: HiLoMoELinear, x: Tensor) -> bool:
+    return "SelfRouted" in linear(x).grad_fn.name()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_few_experts_route_themselves_to_the_same_numbers(top_k) -> None:
+    config = HiLoMoEConfig(2, 4, query_dim=32, top_k=top_k)
+    linear, x = with_experts(HiLoMoELinear(40, 10, config)), torch.randn(64, 40)
+    nn.init.normal_(linear.router.query.norm.weight)
+
+    def results(linear: HiLoMoELinear, fused: bool) -> list[Tensor]:
+        inputs = x.clone().requires_grad_()
+        assert routes_itself(linear, inputs) == fused
+        loss = linear(inputs).square().sum() + AuxiliaryLoss(linear, AuxiliaryLossConfig())().total
+        return [loss, *linear.router.routing, *grad(loss, [inputs, *linear.parameters()])]
+
+    grad = torch.autograd.grad
+    expected = results(with_router_apart(linear), fused=False)
+    torch.testing.assert_close(results(linear, fused=True), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    "options",
+    [{"query_dropout": 0.2}, {"expert_dropout": 0.2}, {"recompute": True}, {"query_dim": 1}],
+)
+def test_does_not_route_itself_with(options) -> None:
+    linear = HiLoMoELinear(40, 10, replace(FEW_EXPERTS, **options))
+    assert not routes_itself(linear, torch.randn(64, 40))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_routes_itself_in_training_on_flat_inputs_alone() -> None:
+    linear, x = with_experts(HiLoMoELinear(40, 10, FEW_EXPERTS)), torch.randn(64, 40)
+    assert routes_itself(linear, x)
+    assert not routes_itself(with_router_apart(linear), x)
+    assert not routes_itself(linear, x.unsqueeze(1))
+    assert not routes_itself(linear.eval(), x)
+    linear.train().experts_enabled = False
+    assert not routes_itself(linear, x)
+    assert linear.router.routing.scores.size(0) == 0
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_compiles_where_it_would_route_itself() -> None:
+    torch.compiler.reset()
+    linear, x = with_experts(HiLoMoELinear(40, 10, FEW_EXPERTS)), torch.randn(64, 40)
+    expected = linear(x)
+    linear.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(linear(x), expected, rtol=1e-4, atol=1e-4)

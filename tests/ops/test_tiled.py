@@ -9,11 +9,17 @@ from torchrec_hilomoe.ops import (
     hilomoe_linear,
     hilomoe_linear_reference,
     stacked_experts_linear,
+    tiled,
     tiled_experts_linear,
     tiling_is_cheaper,
 )
 
 LARGE = (1100, 6, 40), 30, 2, 8  # x, o, L, K: more than one tile
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(tiled, "_TILE_TOKENS", 256)
 
 
 @pytest.fixture(autouse=True)

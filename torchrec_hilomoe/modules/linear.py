@@ -10,7 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.modules.router import HierarchicalRouter, Routing
-from torchrec_hilomoe.ops import hilomoe_linear
+from torchrec_hilomoe.ops import (
+    gathering_is_cheaper,
+    hilomoe_linear,
+    self_routed_linear,
+    self_routing_is_cheaper,
+)
 
 torch.fx.wrap("hilomoe_linear")
 
@@ -143,7 +148,31 @@ class HiLoMoELinear(RoutedLinear):
         Returns:
             Tensor: ``[B, o]`` or ``[B, N, o]``.
         """
-        return super().forward(x, shared_routing(self.router, [self], x))
+        if not self._routes_itself(x):
+            return super().forward(x, shared_routing(self.router, [self], x))
+        experts = self.expert_u, self.expert_v, self.router.weights(), self.gate_scale, self.top_k
+        y, *routing = self_routed_linear(x, self.weight, self.bias, *experts)
+        self.router.routing = Routing(*routing)
+        return y
+
+    def _routes_itself(self, x: Tensor) -> bool:
+        """Whether router and linear run as one operation, in training alone."""
+        router = self.router
+        hooks = (
+            router._forward_hooks,
+            router._forward_pre_hooks,
+            router._backward_hooks,
+            router._backward_pre_hooks,
+        )
+        return (
+            isinstance(x, Tensor)  # FX traces with proxies
+            and self.experts_enabled
+            and not self.expert_dropout.p
+            and not any(hooks)  # they wait for a call of the router
+            and self_routing_is_cheaper(x, self.weight)
+            and router.projects_keys(x)
+            and (self.top_k is None or not gathering_is_cheaper(self.expert_u.size(1), self.top_k))
+        )
 
 
 def shared_routing(router: HierarchicalRouter, linears: Iterable[nn.Module], x: Tensor) -> Routing:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.ops import (
+    RouterWeights,
     gram_matrix,
     projecting_keys_is_cheaper,
     query_space_is_cheaper,
@@ -125,10 +126,11 @@ class HierarchicalRouter(nn.Module):
             raise ValueError("tied_keys: hand V of the linear to the router, router(x, expert_v)")
         if not isinstance(x, Tensor):  # FX traces with proxies
             scores, logits = route(self.query(x), keys, self.config.top_k)
-        elif self._projects_keys(x):
-            parts: Any = self.query  # a Sequential has its modules as attributes, of any type
-            weight, bias = parts.projection.weight, parts.projection.bias
-            scores, logits = route_projected(parts.norm(x), weight, bias, keys, self.config.top_k)
+        elif self.projects_keys(x):
+            weights, normalised = self.weights(), self.query.norm(x)  # type: ignore[operator]
+            scores, logits = route_projected(
+                normalised, weights.weight, weights.bias, keys, self.config.top_k
+            )
         else:
             recompute = self.config.recompute and self.training
             query = checkpoint(self.query, x, use_reentrant=False) if recompute else self.query(x)
@@ -137,6 +139,23 @@ class HierarchicalRouter(nn.Module):
         if self.training and isinstance(scores, Tensor):
             self.routing = routing
         return routing
+
+    def weights(self) -> RouterWeights:
+        """The parameters of an untied router, for :func:`~torchrec_hilomoe.ops.self_routed_linear`.
+
+        Returns:
+            RouterWeights: of query and keys.
+
+        Raises:
+            ValueError: the keys are tied.
+        """
+        parts: Any = self.query  # a Sequential has its modules as attributes, of any type
+        norm, projection, keys = parts.norm, parts.projection, self.keys
+        if keys is None:
+            raise ValueError("tied_keys: this router has no weights of its own")
+        return RouterWeights(
+            norm.weight, norm.bias, projection.weight, projection.bias, keys, norm.eps
+        )
 
     def skip(self) -> Routing:
         """Stands in for :meth:`forward` where all experts are silent.
@@ -149,8 +168,15 @@ class HierarchicalRouter(nn.Module):
             self.routing = no_samples
         return no_samples
 
-    def _projects_keys(self, x: Tensor) -> bool:
-        """Whether nothing but logits need be formed; in training alone, for large batches."""
+    def projects_keys(self, x: Tensor) -> bool:
+        """Whether nothing but logits need be formed; in training alone, for large batches.
+
+        Args:
+            x (Tensor): one row per sample, ``[B, in_features]``.
+
+        Returns:
+            bool: True for few untied keys, without query dropout, ``recompute`` and autocast.
+        """
         return (
             self.training
             and self.keys is not None

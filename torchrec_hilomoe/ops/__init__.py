@@ -15,9 +15,15 @@ from torchrec_hilomoe.ops.routing import (
     route,
     route_projected,
 )
+from torchrec_hilomoe.ops.self_routed import (
+    RouterWeights,
+    self_routed_linear,
+    self_routing_is_cheaper,
+)
 from torchrec_hilomoe.ops.tiled import tiled_experts_linear, tiling_is_cheaper
 
 __all__ = [
+    "RouterWeights",
     "building_is_cheaper",
     "built_weight_linear",
     "gathered_experts_linear",
@@ -30,6 +36,8 @@ __all__ = [
     "route",
     "route_projected",
     "route_reference",
+    "self_routed_linear",
+    "self_routing_is_cheaper",
     "stacked_experts_linear",
     "tiled_experts_linear",
     "tiling_is_cheaper",

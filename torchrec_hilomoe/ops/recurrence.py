@@ -52,7 +52,7 @@ class _ScoreRecurrence(torch.autograd.Function):
 
             scores = fused_recurrence(logits, gram.contiguous(), num_layers)
         else:
-            scores = _recurrence(logits, gram, num_layers, top_k)
+            scores = recurrence(logits, gram, num_layers, top_k)
         ctx.save_for_backward(scores, gram)
         ctx.num_layers = num_layers
         ctx.set_materialize_grads(False)
@@ -68,24 +68,25 @@ class _ScoreRecurrence(torch.autograd.Function):
         ctx: Any, grad_scores: Tensor | None, grad_logits: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         scores, gram = ctx.saved_tensors
-        num_experts = scores.size(0) // ctx.num_layers
         from_scores = _experts_first(grad_scores, scores)
         from_logits = _experts_first(grad_logits, scores)
         grad_gram = torch.zeros_like(gram)
-        for layer in reversed(range(ctx.num_layers)):
-            here = slice(layer * num_experts, (layer + 1) * num_experts)
-            from_logits[here] += torch._softmax_backward_data(
-                from_scores[here], scores[here], 0, scores.dtype
-            )
-            if layer > 0:
-                first, second = _halves(layer, ctx.num_layers, num_experts)
-                from_scores[first].addmm_(gram[second, first].t(), from_logits[second])
-                grad_gram[second, first].addmm_(from_logits[second], scores[first].t())
+        recurrence_backward(from_scores, from_logits, scores, gram, grad_gram, ctx.num_layers)
         return from_logits, grad_gram, None, None
 
 
-def _recurrence(logits: Tensor, gram: Tensor, num_layers: int, top_k: int | None) -> Tensor:
-    """Turns first terms ``[LK, B]`` into logits, and gives the scores."""
+def recurrence(logits: Tensor, gram: Tensor, num_layers: int, top_k: int | None) -> Tensor:
+    """Turns first terms into logits, layer after layer, and gives the scores.
+
+    Args:
+        logits (Tensor): first terms, ``[LK, B]``; become the logits.
+        gram (Tensor): ``[LK, LK]``.
+        num_layers (int): L.
+        top_k (int | None): experts kept in each layer; None keeps all.
+
+    Returns:
+        Tensor: scores, ``[LK, B]``.
+    """
     num_experts = logits.size(0) // num_layers
     scores = torch.empty_like(logits)
     for layer in range(num_layers):
@@ -95,6 +96,37 @@ def _recurrence(logits: Tensor, gram: Tensor, num_layers: int, top_k: int | None
             logits[second].addmm_(gram[second, first], scores[first])
         scores[here] = _gate(logits[here], top_k)
     return scores
+
+
+def recurrence_backward(
+    from_scores: Tensor,
+    from_logits: Tensor,
+    scores: Tensor,
+    gram: Tensor,
+    grad_gram: Tensor,
+    num_layers: int,
+) -> None:
+    """Turns gradients of scores and logits into those of the first terms and the Gram matrix.
+
+    Args:
+        from_scores (Tensor): gradient that reaches the scores, ``[LK, B]``; is changed.
+        from_logits (Tensor): gradient that reaches the logits, ``[LK, B]``; becomes that of the
+            first terms.
+        scores (Tensor): as :func:`recurrence` gave them, ``[LK, B]``.
+        gram (Tensor): ``[LK, LK]``.
+        grad_gram (Tensor): ``[LK, LK]``; the gradient of ``gram`` is added.
+        num_layers (int): L.
+    """
+    num_experts = scores.size(0) // num_layers
+    for layer in reversed(range(num_layers)):
+        here = slice(layer * num_experts, (layer + 1) * num_experts)
+        from_logits[here] += torch._softmax_backward_data(
+            from_scores[here], scores[here], 0, scores.dtype
+        )
+        if layer > 0:
+            first, second = _halves(layer, num_layers, num_experts)
+            from_scores[first].addmm_(gram[second, first].t(), from_logits[second])
+            grad_gram[second, first].addmm_(from_logits[second], scores[first].t())
 
 
 def _halves(layer: int, num_layers: int, num_experts: int) -> tuple[slice, slice]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchrec_hilomoe.ops.query_recurrence import sparse_query_recurrence
 from torchrec_hilomoe.ops.recurrence import score_recurrence
 
 
@@ -46,8 +47,12 @@ def route(
     if query.dtype != torch.float64:
         query, keys = query.float(), keys.float()
     num_layers, num_experts, query_dim = keys.shape
-    if torch.jit.is_scripting() or query_space_is_cheaper(num_layers, num_experts, query_dim):
+    if torch.jit.is_scripting():
         return _route_in_query_space(query, keys, top_k)
+    if query_space_is_cheaper(num_layers, num_experts, query_dim):
+        if top_k is None or top_k == num_experts:
+            return _route_in_query_space(query, keys, top_k)
+        return sparse_query_recurrence(query, keys, top_k)
     scaled_keys = keys.flatten(0, 1) * (1.0 / math.sqrt(query_dim))  # [LK, D_q]
     first_terms = _matmul(scaled_keys, query.t())  # [LK, B]
     if gram is None:

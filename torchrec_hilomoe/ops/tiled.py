@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 # Of x and y together: 1.6 MB in float32. Times are flat from 1 to 2 MB.
 _TILE_NUMEL = 400_000
-# With less, reading the weight for each tile shows.
-_TILE_TOKENS = 256
+# With less, the number of operations shows, and that every tile reads the weight.
+_TILE_TOKENS = 1500
 
 
 def tiling_is_cheaper(x: Tensor, weight: Tensor, scores: Tensor) -> bool:
@@ -29,12 +29,26 @@ def tiling_is_cheaper(x: Tensor, weight: Tensor, scores: Tensor) -> bool:
         each of many small products, which costs more than it saves where cores are shared.
     """
     return (
+        runs_on_one_cpu_thread(x)
+        and x.dtype == weight.dtype == scores.dtype
+        and _num_tiles(x, weight.size(0)) > 1
+    )
+
+
+def runs_on_one_cpu_thread(x: Tensor) -> bool:
+    """Whether work on x may be cut into tiles: one CPU thread, eager, without autocast.
+
+    Args:
+        x (Tensor): any input.
+
+    Returns:
+        bool: False inside of ``torch.compile`` and ``torch.export``, too.
+    """
+    return (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
-        and x.dtype == weight.dtype == scores.dtype
         and torch.get_num_threads() == 1
         and not torch.is_autocast_enabled("cpu")
-        and _num_tiles(x, weight.size(0)) > 1
     )
 
 
@@ -77,7 +91,7 @@ class _TiledExperts(torch.autograd.Function):
         gates = (scores.flatten(1) * gate_scale).unsqueeze(1)  # [B, 1, LK]
         y = x.new_empty([*samples.shape[:2], weight.size(0)])
         projected = x.new_empty([*samples.shape[:2], v.size(0)])
-        for tile in _tiles(samples, y):
+        for tile in tiles(samples, y):
             x_tile, y_tile = samples[tile].flatten(0, 1), y[tile].flatten(0, 1)
             torch.mm(x_tile, v.t(), out=projected[tile].flatten(0, 1))
             gated = (projected[tile] * gates[tile]).flatten(0, 1)
@@ -103,7 +117,7 @@ class _TiledExperts(torch.autograd.Function):
         grad_weight, grad_u, grad_v = (torch.zeros_like(t) for t in (weight, u, v))
         grad_bias = weight.new_zeros(weight.size(0))
         grad_gates = torch.empty_like(gates)
-        for tile in _tiles(samples, grad_y):
+        for tile in tiles(samples, grad_y):
             x_tile, grad_tile = samples[tile].flatten(0, 1), grad_y[tile].flatten(0, 1)
             gated = (projected[tile] * gates[tile]).flatten(0, 1)
             grad_gated = torch.empty_like(projected[tile])
@@ -137,8 +151,16 @@ def _num_tiles(x: Tensor, out_features: int) -> int:
     return -(-num_tokens // tile_tokens)
 
 
-def _tiles(samples: Tensor, y: Tensor) -> Iterator[slice]:
-    """Samples in parts that fit a tile, of equal size but for one sample."""
+def tiles(samples: Tensor, y: Tensor) -> Iterator[slice]:
+    """Samples in parts that fit a tile, of equal size but for one sample.
+
+    Args:
+        samples (Tensor): input, ``[B, ..., d]``.
+        y (Tensor): output, ``[B, ..., o]``.
+
+    Yields:
+        slice: of the B samples.
+    """
     num_samples = samples.size(0)
     num_tiles = min(_num_tiles(samples, y.size(-1)), num_samples)
     for tile in range(num_tiles):
