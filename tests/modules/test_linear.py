@@ -184,14 +184,6 @@ def test_many_experts_compile_without_graph_break() -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 FEW_EXPERTS = HiLoMoEConfig(num_layers=2, num_experts=4, query_dim=32)
 
 
@@ -206,7 +198,6 @@ def routes_itself(linear: HiLoMoELinear, x: Tensor) -> bool:
     return "SelfRouted" in linear(x).grad_fn.name()
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_few_experts_route_themselves_to_the_same_numbers(top_k) -> None:
     config = HiLoMoEConfig(2, 4, query_dim=32, top_k=top_k)
@@ -224,7 +215,6 @@ def test_few_experts_route_themselves_to_the_same_numbers(top_k) -> None:
     torch.testing.assert_close(results(linear, fused=True), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "options",
     [{"query_dropout": 0.2}, {"expert_dropout": 0.2}, {"recompute": True}, {"query_dim": 1}],
@@ -234,7 +224,6 @@ def test_does_not_route_itself_with(options) -> None:
     assert not routes_itself(linear, torch.randn(64, 40))
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_routes_itself_in_training_on_flat_inputs_alone() -> None:
     linear, x = with_experts(HiLoMoELinear(40, 10, FEW_EXPERTS)), torch.randn(64, 40)
     assert routes_itself(linear, x)
@@ -246,7 +235,6 @@ def test_routes_itself_in_training_on_flat_inputs_alone() -> None:
     assert linear.router.routing.scores.size(0) == 0
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_compiles_where_it_would_route_itself() -> None:
     torch.compiler.reset()
     linear, x = with_experts(HiLoMoELinear(40, 10, FEW_EXPERTS)), torch.randn(64, 40)

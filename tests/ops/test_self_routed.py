@@ -171,17 +171,11 @@ def test_second_derivatives_are_refused() -> None:
         grad.sum().backward()
 
 
-def test_taken_for_flat_inputs_of_one_dtype_on_one_thread() -> None:
-    threads = torch.get_num_threads()
+def test_taken_for_flat_inputs_of_one_dtype() -> None:
     x, weight = torch.randn(5, 4), torch.randn(3, 4)
-    try:
-        torch.set_num_threads(1)
-        assert self_routing_is_cheaper(x, weight)
-        assert not self_routing_is_cheaper(x.unsqueeze(1), weight)
-        assert not self_routing_is_cheaper(x.bfloat16(), weight)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert not self_routing_is_cheaper(x, weight)
-        torch.set_num_threads(2)
+    assert self_routing_is_cheaper(x, weight)
+    assert not self_routing_is_cheaper(x.unsqueeze(1), weight)
+    assert not self_routing_is_cheaper(x.bfloat16(), weight)
+    assert not self_routing_is_cheaper(x, weight[:1])  # its rounding changes with the tiles
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not self_routing_is_cheaper(x, weight)
-    finally:
-        torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from torchrec_hilomoe.ops import (
     tiling_is_cheaper,
 )
 
-LARGE = (1100, 6, 40), 30, 2, 8  # x, o, L, K: more than one tile
+LARGE = (2200, 6, 40), 30, 2, 8  # x, o, L, K: more than one tile of two threads
 
 
 @pytest.fixture(autouse=True)
@@ -22,12 +22,12 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(tiled, "_TILE_TOKENS", 256)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True, params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 def random_inputs(
@@ -65,7 +65,7 @@ def test_gradcheck() -> None:
 def test_strided_inputs_and_gradients() -> None:
     inputs = random_inputs(*LARGE)
     strided = inputs[0].detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
-    upstream = torch.randn(30, 1100, 6, dtype=torch.float64).permute(1, 2, 0)
+    upstream = torch.randn(30, 2200, 6, dtype=torch.float64).permute(1, 2, 0)
     expected = torch.autograd.grad(tiled_experts_linear(*inputs), inputs, upstream.contiguous())
     inputs[0] = strided
     actual = torch.autograd.grad(tiled_experts_linear(*inputs), inputs, upstream)
@@ -85,20 +85,26 @@ def test_frozen_inputs_leave_the_other_gradients_alone(frozen) -> None:
             torch.testing.assert_close(tensor.grad, grad)
 
 
-@pytest.mark.parametrize(("shape", "o"), [((4099, 113), 77), ((811, 5, 96), 128), ((5000, 432), 8)])
+@pytest.mark.parametrize(
+    ("shape", "o"), [((8099, 113), 77), ((1811, 5, 96), 128), ((5000, 432), 8), ((5000, 96), 1)]
+)
 def test_silent_experts_leave_the_linear_bit_equal(shape, o) -> None:
     x, weight, bias, expert_u, expert_v, scores = random_inputs(shape, o, 3, 8, torch.float32)
     y = hilomoe_linear(x, weight, bias, torch.zeros_like(expert_u), expert_v, scores)
-    assert tiling_is_cheaper(x, weight, scores)
+    assert tiling_is_cheaper(x, weight, scores) == (o > 1)
     assert torch.equal(y, F.linear(x, weight, bias))
 
 
-def test_taken_for_more_than_one_tile_on_one_thread() -> None:
+def test_taken_for_more_than_one_tile() -> None:
     large, small = random_inputs(*LARGE), random_inputs((50, 40), 30, 2, 8)
     assert "Tiled" in hilomoe_linear(*large).grad_fn.name()
     assert "Tiled" not in hilomoe_linear(*small).grad_fn.name()
-    torch.set_num_threads(2)
-    assert "Tiled" not in hilomoe_linear(*large).grad_fn.name()
+
+
+def test_tiles_grow_with_the_threads(threads) -> None:
+    tokens = 8 * (tiled._TILE_NUMEL // (40 + 30))
+    x, y = torch.empty(tokens, 40), torch.empty(tokens, 30)
+    assert len(list(tiled.tiles(x, y))) == 8 // threads
 
 
 def test_not_taken_for_mixed_precision() -> None:
@@ -134,7 +140,7 @@ def test_keeps_the_expert_activations_once() -> None:
         assert y.requires_grad
         return sum(size for pointer, size in storages.items() if pointer not in known)
 
-    activations = 1100 * 6 * 2 * 8 * 8  # [BN, LK] in float64
+    activations = 2200 * 6 * 2 * 8 * 8  # [BN, LK] in float64
     assert kept(tiled_experts_linear) == activations
     assert kept(stacked_experts_linear) >= 2 * activations
 

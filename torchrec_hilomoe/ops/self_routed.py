@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from torchrec_hilomoe.ops.recurrence import recurrence, recurrence_backward
 from torchrec_hilomoe.ops.routing import gram_matrix
-from torchrec_hilomoe.ops.tiled import runs_on_one_cpu_thread, tiles
+from torchrec_hilomoe.ops.tiled import may_run_on_tiles, tiles
 
 
 class RouterWeights(NamedTuple):
@@ -42,10 +42,10 @@ def self_routing_is_cheaper(x: Tensor, weight: Tensor) -> bool:
         weight (Tensor): ``[o, d]``.
 
     Returns:
-        bool: True for ``[B, d]`` of the weight's dtype on one thread of a CPU, without autocast and
-        outside of ``torch.compile`` and ``torch.export``.
+        bool: True for ``[B, d]`` of the weight's dtype on CPU, without autocast and outside of
+        ``torch.compile`` and ``torch.export``.
     """
-    return x.dim() == 2 and runs_on_one_cpu_thread(x) and x.dtype == weight.dtype
+    return x.dim() == 2 and may_run_on_tiles(x, weight)
 
 
 def self_routed_linear(
