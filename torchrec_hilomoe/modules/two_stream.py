@@ -30,8 +30,8 @@ class TwoStreamConfig:
 
     __pydantic_config__ = STRICT
 
-    expert_width: int = 400
-    plain_width: int = 400
+    expert_width: int = 200
+    plain_width: int = 200
     num_heads: int = 10
     fusion_scale: float = 1.0
     batch_norm: bool = False
