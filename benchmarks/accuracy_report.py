@@ -25,8 +25,8 @@ _END = "<!-- end -->\n"
 
 
 def is_baseline(model: str) -> bool:
-    """Whether it is a public architecture, tuned or as published."""
-    return model.removesuffix("_published") in BASELINES
+    """Whether it is a public architecture, tuned, as published or as it ships."""
+    return model.removesuffix("_published").removesuffix("_shipped") in BASELINES
 
 
 def main() -> None:
@@ -42,16 +42,17 @@ def main() -> None:
     page = HERE.parent / "docs" / "results.md"
     text = page.read_text()
     text = replaced(text, "results", tables(models), "Test AUC over FLOPs", "frontier")
+    text = replaced(text, "health", health_table(runs))
     text = replaced(text, "ablations", ablation_tables(plan, runs), "Test AUC over sizes", "sizes")
     page.write_text(text)
 
 
-def replaced(text: str, part: str, lines: Iterable[str], title: str, image: str) -> str:
-    """The page with one marked part written anew."""
+def replaced(text: str, part: str, lines: Iterable[str], title: str = "", image: str = "") -> str:
+    """The page with one marked part written anew, an image below it."""
     before, rest = text.split(_PART.format(part))
     _, after = rest.split(_END, 1)
     written = "\n".join(lines)
-    if written:
+    if written and image:
         written += f"\n![{title}](img/{image}.png)\n"
     return before + _PART.format(part) + written + _END + after
 
@@ -74,6 +75,24 @@ def tables(runs: pd.DataFrame) -> Iterable[str]:
                 f"| {row.logloss:.4f} | {row.flops / 1e3:,.0f} | {row.parameters:,.0f} "
                 f"| {row.seeds:.0f}, {row.trials:.0f} |"
             )
+    yield ""
+
+
+def health_table(runs: pd.DataFrame) -> Iterable[str]:
+    """A line for each model with experts: the worst seed, router and layer."""
+    watched = runs[(runs.kind == "seed") & runs.dead_share.notna()]
+    if watched.empty:
+        return
+    yield (
+        "\n| data | model | dead experts | entropy of use | entropy of a sample | paths used "
+        "| seeds |\n|---|---|---|---|---|---|---|"
+    )
+    for (data, model), its in watched.groupby(["data", "model"], sort=False):
+        yield (
+            f"| {data} | `{model}` | {its.dead_share.max():.1%} | {its.usage_entropy.min():.3f} "
+            f"| {its.sample_entropy.min():.3f} | {its.path_share.min():.1%} "
+            f"| {its.seed.nunique()} |"
+        )
     yield ""
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,10 @@ COLUMNS = [
     "flops_per_sample",
     "dense_parameters",
     "seconds",
+    "dead_share",
+    "usage_entropy",
+    "sample_entropy",
+    "path_share",
 ]
 
 
@@ -175,6 +180,7 @@ class Runner:
             "flops_per_sample": metrics["dense_flops_per_sample"],
             "dense_parameters": metrics["dense_parameters"],
             "seconds": round(time.monotonic() - began),
+            **expert_health(metrics),
         }
         self.table.append(row)
         print(
@@ -203,6 +209,32 @@ class Runner:
                     sample(whole, train, entry.tune_rows)
         given = [f"data.train={train}", f"data.valid={halves[0]}"]
         return [*given, f"data.test={halves[1]}"] if with_test else given
+
+
+def expert_health(metrics: dict[str, Any]) -> dict[str, float]:
+    """The worst of all routers and layers after the last stage; nothing without experts.
+
+    Args:
+        metrics (dict[str, Any]): what a run prints, see
+            :class:`~torchrec_hilomoe.analysis.ExpertHealth`.
+
+    Returns:
+        dict[str, float]: the share of dead experts, both entropies, and the share of the possible
+        paths that was used, of no more paths than there are samples.
+    """
+    *_, last = metrics["stages"].values()
+    routers = last["experts"].values()
+    if not routers:
+        return {}
+    samples = metrics["valid"]["samples"]
+    return {
+        "dead_share": max(max(router["dead_share"]) for router in routers),
+        "usage_entropy": min(min(router["usage_entropy"]) for router in routers),
+        "sample_entropy": min(min(router["sample_entropy"]) for router in routers),
+        "path_share": min(
+            round(router["paths"] / min(router["possible_paths"], samples), 4) for router in routers
+        ),
+    }
 
 
 def carve(source: Path, halves: Sequence[Path]) -> None:

@@ -281,6 +281,27 @@ def test_digest_is_of_what_decides_a_run(load) -> None:
     assert tuned != digest(("experiment=frappe_x1", "model=hilomoe", "~tuned"))
 
 
+def test_health_is_the_worst_after_the_last_stage(load) -> None:
+    import pandas as pd
+
+    def router(dead: list[float], paths: int) -> dict:
+        entropies = {"usage_entropy": [0.9, 0.8], "sample_entropy": [0.5, 0.6]}
+        return {"dead_share": dead, **entropies, "paths": paths, "possible_paths": 64}
+
+    last = {"a": router([0.0, 0.25], 32), "b": router([0.0, 0.0], 8)}
+    metrics = {"valid": {"samples": 16}, "stages": {"first": {"experts": {}}}}
+    expert_health = load("accuracy_runs").expert_health
+    assert expert_health(metrics) == {}
+    metrics["stages"]["last"] = {"experts": last}
+    worst = {"dead_share": 0.25, "usage_entropy": 0.8, "sample_entropy": 0.5, "path_share": 0.5}
+    assert expert_health(metrics) == worst
+    run = {"data": "shop", "kind": "seed", "seed": 0}
+    runs = pd.DataFrame([run | {"model": "hilomoe"} | worst, run | {"model": "dlrm"}])
+    table = list(load("accuracy_report").health_table(runs))
+    assert table[1:-1] == ["| shop | `hilomoe` | 25.0% | 0.800 | 0.500 | 50.0% | 1 |"]
+    assert not list(load("accuracy_report").health_table(runs[runs.model == "dlrm"]))
+
+
 def test_report_takes_the_newest_run_of_a_seed(load, plan) -> None:
     import pandas as pd
 
