@@ -92,7 +92,7 @@ def test_an_experiment_has_settings_for_one_model(composed):
     assert (model.interaction.num_experts, model.interaction.query_dropout) == (8, 0.4)
     assert model.ensemble_size == 2
     assert model.interaction.fusion_scale == 30.0
-    assert composed("model=hilomoe").model.interaction.num_experts == 32
+    assert composed("model=hilomoe").model.interaction.query_dropout == 0.0
     overridden = composed("experiment=frappe_x1", "model=hilomoe", "model.num_experts=5").model
     assert overridden.interaction.num_experts == 5
 
