@@ -106,10 +106,10 @@ def against(runs: pd.DataFrame, data: str, model: str, best: str | None) -> str:
 def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
     """Test AUC over FLOPs, one panel for each data set."""
     names = list(runs[runs.kind == "seed"].data.unique())
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(5 * len(names), 4), squeeze=False, layout="constrained"
-    )
-    for axis, data in zip(axes[0], names, strict=True):
+    columns = min(2, len(names))
+    figure = plt.figure(figsize=(6 * columns, 4 * -(-len(names) // 2)), layout="constrained")
+    for place, data in enumerate(names, start=1):
+        axis = figure.add_subplot(-(-len(names) // 2), columns, place)
         rows = summary(runs, data)
         for model, row in rows.iterrows():
             style = {"marker": "o" if is_baseline(model) else "D"}
