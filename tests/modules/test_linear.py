@@ -174,6 +174,17 @@ def test_many_experts_trace_script_and_export() -> None:
         torch.testing.assert_close(graph(x), expected)
 
 
+@pytest.mark.parametrize("num_experts", [4, 40])  # routed in score space, and in query space
+def test_an_exported_layer_takes_one_sample(num_experts) -> None:
+    config = HiLoMoEConfig(3, num_experts, query_dim=32)
+    linear, x = with_experts(HiLoMoELinear(12, 10, config)).eval(), torch.randn(1, 12)
+    batch = {0: torch.export.Dim.AUTO}
+    # By itself torch.export takes it that a batch is never one sample.
+    with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        exported = torch.export.export(linear, (torch.randn(5, 12),), dynamic_shapes=(batch,))
+        torch.testing.assert_close(exported.module()(x), linear(x))
+
+
 @pytest.mark.slow
 def test_many_experts_compile_without_graph_break() -> None:
     torch.compiler.reset()

@@ -57,8 +57,10 @@ class _ScoreRecurrence(torch.autograd.Function):
         ctx.num_layers = num_layers
         ctx.set_materialize_grads(False)
         # The linears multiply by the scores row by row; the logits serve reductions alone.
+        # Copied, since contiguous() makes an exported batch more than one sample.
+        rows = scores.new_empty((scores.size(1), scores.size(0))).copy_(scores.t())
         return (
-            scores.t().contiguous().unflatten(1, (num_layers, -1)),
+            rows.unflatten(1, (num_layers, -1)),
             logits.t().unflatten(1, (num_layers, -1)),
         )
 
