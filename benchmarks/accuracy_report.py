@@ -107,9 +107,10 @@ def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
     """Test AUC over FLOPs, one panel for each data set."""
     names = list(runs[runs.kind == "seed"].data.unique())
     columns = min(2, len(names))
-    figure = plt.figure(figsize=(6 * columns, 4 * -(-len(names) // 2)), layout="constrained")
+    lines = -(-len(names) // columns)
+    figure = plt.figure(figsize=(6 * columns, 4 * lines), layout="constrained")
     for place, data in enumerate(names, start=1):
-        axis = figure.add_subplot(-(-len(names) // 2), columns, place)
+        axis = figure.add_subplot(lines, columns, place)
         rows = summary(runs, data)
         for model, row in rows.iterrows():
             style = {"marker": "o" if is_baseline(model) else "D"}
