@@ -21,6 +21,7 @@ from pyarrow import csv as pyarrow_csv
 from pyarrow import parquet
 from runs import config_digest
 
+HERE = Path(__file__).parent
 COLUMNS = [
     "data",
     "model",
@@ -159,6 +160,8 @@ class Runner:
             "OMP_NUM_THREADS": "1",
             "MALLOC_MMAP_MAX_": "0",
             "MALLOC_TRIM_THRESHOLD_": "-1",
+            # Where plugins=[routing_variants] is found.
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH")))),
         }
         began = time.monotonic()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -66,6 +66,7 @@ def plan(tmp_path: Path) -> Path:
 def test_planned_runs_compose(load, name: str) -> None:
     plan = load("accuracy_plan").load_plan(ROOT / "benchmarks" / f"{name}.yaml")
     assert plan.entries
+    load("routing_variants")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for entry in plan.entries:
             choices = [f"{key}={values[-1]}" for key, values in entry.space.items()]
