@@ -81,6 +81,7 @@ def tables(runs: pd.DataFrame) -> Iterable[str]:
 def health_table(runs: pd.DataFrame) -> Iterable[str]:
     """A line for each model with experts: the worst seed, router and layer."""
     watched = runs[(runs.kind == "seed") & runs.dead_share.notna()]
+    watched = watched.sort_values("data", kind="stable")
     if watched.empty:
         return
     yield (
