@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchrec_hilomoe.config import STRICT
+from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import Interaction, InteractionContext, register_interaction
 from torchrec_hilomoe.models.interactions import HiLoMoEOptions
 from torchrec_hilomoe.modules import (
@@ -44,6 +45,9 @@ class VariantOptions(HiLoMoEOptions):
             none is a learned query that is the same for every sample.
         expert_relu (bool): a ReLU inside of each expert.
         expert_v_scale (float): factor on the deviation of V at the start.
+
+    Raises:
+        ValueError: an option of the library's routing that no variant has.
     """
 
     __pydantic_config__ = STRICT
@@ -55,6 +59,12 @@ class VariantOptions(HiLoMoEOptions):
     expert_relu: bool = False
     expert_v_scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("top_k", "tied_keys", "recompute"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is not for variants: leave it out, or use model=hilomoe")
+
 
 class VariantRouter(HierarchicalRouter):
     """The literal recurrence, with other gates and other queries.
@@ -63,6 +73,9 @@ class VariantRouter(HierarchicalRouter):
         context (InteractionContext): features and their dimension.
         options (VariantOptions): of the routing.
         out_features (int): of the linear, whose output the query may read.
+
+    Raises:
+        ConfigError: a query field that there is not.
     """
 
     def __init__(
@@ -70,6 +83,11 @@ class VariantRouter(HierarchicalRouter):
     ) -> None:
         num_fields = context.num_sparse_features + 1
         chosen = range(num_fields) if options.query_fields is None else options.query_fields
+        unknown = set(chosen) - set(range(num_fields))
+        if unknown:
+            raise ConfigError(
+                f"model.query_fields: the features are 0 to {num_fields - 1}, got {min(unknown)}"
+            )
         super().__init__(max(len(chosen), 1) * context.embedding_dim, options, context.device)
         self.options = options
         self.fields = chosen
@@ -83,7 +101,15 @@ class VariantRouter(HierarchicalRouter):
         )
 
     def forward(self, x: Tensor, experts: Experts) -> Routing:  # type: ignore[override]
-        """Routes a batch ``[B, d]``; ``experts`` are asked where the query reads outputs."""
+        """Routes a batch.
+
+        Args:
+            x (Tensor): all features, ``[B, d]``.
+            experts (Experts): asked where the query reads outputs.
+
+        Returns:
+            Routing: scores and logits, ``[B, L, K]``.
+        """
         fields = x.unflatten(1, (self.num_fields, -1))
         source = fields[:, list(self.fields)] if self.fields else torch.zeros_like(fields[:, :1])
         query, keys = self.query(source.flatten(1)), self.keys

@@ -36,7 +36,7 @@ data:
     space: {model.dropout: [0.0, 0.2]}
     variants:
       flat: {of: hilomoe, overrides: [model.num_layers=1]}
-      shipped: {overrides: [model=dlrm]}
+      shipped: {overrides: [model=dlrm, "plugins=[routing_variants]"]}
 """
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import InteractionContext
 from torchrec_hilomoe.models.interactions import HiLoMoEOptions
 from torchrec_hilomoe.modules import HiLoMoELinear, parameter_part
@@ -116,6 +117,18 @@ def test_the_query_knows_its_fields_alone(linear, fields) -> None:
     other[:, list(fields)] = x.view(5, 4, 8)[:, list(fields)]
     assert torch.equal(routing(layer, other.flatten(1)).scores, before)
     assert torch.equal(before, before[:1].expand_as(before)) is not bool(fields)
+
+
+@pytest.mark.parametrize("option", [{"top_k": 2}, {"tied_keys": True}, {"recompute": True}])
+def test_options_that_would_be_ignored_are_refused(variants, option) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(option))} is not for variants"):
+        variants.VariantOptions(**option)
+
+
+@pytest.mark.parametrize("field", [-1, 4])
+def test_an_unknown_query_field_is_named(linear, field: int) -> None:
+    with pytest.raises(ConfigError, match=f"query_fields: .* 0 to 3, got {field}"):
+        linear(query_fields=(0, field))
 
 
 @pytest.mark.parametrize("name", ["routing_variant", "field_tokens", "feature_gate"])
