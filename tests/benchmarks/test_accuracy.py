@@ -28,7 +28,11 @@ models:
     overrides: [model=dlrm_cat]
     space: {model.over_arch_layer_sizes: ["[4]", "[4, 4]"]}
   hilomoe:
-    overrides: [model=hilomoe, model.expert_width=10, model.plain_width=10]
+    overrides:
+      - model=hilomoe
+      - model.expert_width=10
+      - model.plain_width=10
+      - plugins=[routing_variants] # of benchmarks/, where the runner has to look
     space: {model.num_experts: [2]}
 data:
   synthetic:
@@ -36,7 +40,7 @@ data:
     space: {model.dropout: [0.0, 0.2]}
     variants:
       flat: {of: hilomoe, overrides: [model.num_layers=1]}
-      shipped: {overrides: [model=dlrm, "plugins=[routing_variants]"]}
+      shipped: {overrides: [model=dlrm]}
 """
 
 
