@@ -305,6 +305,10 @@ def test_health_is_the_worst_after_the_last_stage(load) -> None:
     table = list(load("accuracy_report").health_table(runs))
     assert table[1:-1] == ["| shop | `hilomoe` | 25.0% | 0.800 | 0.500 | 50.0% | 1 |"]
     assert not list(load("accuracy_report").health_table(runs[runs.model == "dlrm"]))
+    later = [run | {"data": data, "model": "flat"} | worst for data in ("cafe", "shop")]
+    table = load("accuracy_report").health_table(pd.concat([runs, pd.DataFrame(later)]))
+    of_data = [line.split(" | ")[0] for line in list(table)[1:-1]]
+    assert of_data == ["| cafe", "| shop", "| shop"]
 
 
 def test_report_takes_the_newest_run_of_a_seed(load, plan) -> None:
