@@ -107,8 +107,8 @@ class AuxiliaryLossConfig:
 
     __pydantic_config__ = STRICT
 
-    load_balance: float = 1e-2
-    z_loss: float = 1e-3
+    load_balance: float = 1e-3
+    z_loss: float = 0.0
     diversity: float = 0.0
 
     def __post_init__(self) -> None:
