@@ -12,6 +12,7 @@ from torch import nn
 from torchrec_hilomoe.modules import HierarchicalRouter, Routing
 
 _COMPACT_ROWS = 1 << 20
+_NO_PATH = -1  # of padding
 
 
 class ExpertHealth(NamedTuple):
@@ -111,20 +112,30 @@ class _Tally:
     def add(self, keep: torch.Tensor) -> None:
         if self._last is None:
             return
-        scores, self._last = self._last[keep], None
-        self._count += scores.size(0)
-        self._scores += scores.sum(dim=0, dtype=torch.float64).cpu()
-        self._entropy += torch.special.entr(scores).sum(dim=(0, 2), dtype=torch.float64).cpu()
-        self._new.append(scores.argmax(dim=2).to(torch.int16).cpu())
+        scores, self._last = self._last, None
+        self._move(scores.device)
+        counted = torch.where(keep[:, None, None], scores, 0.0)
+        self._count += keep.sum()
+        self._scores += counted.sum(dim=0, dtype=torch.float64)
+        self._entropy += torch.special.entr(counted).sum(dim=(0, 2), dtype=torch.float64)
+        paths = scores.argmax(dim=2).to(torch.int16)
+        self._new.append(torch.where(keep[:, None], paths, _NO_PATH))
         if sum(paths.size(0) for paths in self._new) > _COMPACT_ROWS:
             self._compact()
 
+    def _move(self, device: torch.device) -> None:
+        """Sums stay where the scores are: a copy to the host would wait for the device."""
+        self._count, self._scores = self._count.to(device), self._scores.to(device)
+        self._entropy = self._entropy.to(device)
+
     def _compact(self) -> None:
-        self._paths = torch.cat([self._paths, *self._new]).unique(dim=0)
-        self._new = []
+        if self._new:
+            paths = torch.cat([self._paths, torch.cat(self._new).cpu()]).unique(dim=0)
+            self._paths, self._new = paths[paths[:, 0] != _NO_PATH], []
 
     def compute(self) -> ExpertHealth | None:
         self._compact()
+        self._move(torch.device("cpu"))
         parts = [(self._count, self._scores, self._entropy, self._paths)]
         if dist.is_available() and dist.is_initialized():
             own, parts = parts[0], [parts[0]] * dist.get_world_size()

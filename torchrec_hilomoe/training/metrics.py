@@ -38,13 +38,15 @@ class Predictions:
         Args:
             logits (torch.Tensor): [B].
             labels (torch.Tensor): [B]; rows whose label is -1 are padding and are dropped.
-            group (torch.Tensor | None): [B] int64, for the grouped AUC.
+            group (torch.Tensor | None): [B] int64, for the grouped AUC; on any device.
         """
+        # One copy from the device, and one wait for it.
+        logits, labels = torch.stack((logits.detach().float(), labels.float())).cpu()
         real = labels != PADDING_LABEL
-        self._logits.append(logits[real].detach().float().cpu())
-        self._labels.append(labels[real].detach().float().cpu())
+        self._logits.append(logits[real])
+        self._labels.append(labels[real])
         if group is not None:
-            self._groups.append(group[real].cpu())
+            self._groups.append(group.cpu()[real])
 
     def batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """This rank's logits and labels, batch by batch, padding dropped."""
