@@ -40,6 +40,18 @@ def test_equals_the_definitions() -> None:
     assert health.dead_share == (mean < 0.025).double().mean(dim=1).tolist()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same() -> None:
+    model, x = _model(), torch.randn(50, 16)
+    expected = _health(model, x, keep=slice(3, 40))["router"]
+    with ExpertUsage(model.cuda()) as usage:
+        model(x.cuda())
+        usage.add((torch.arange(50) >= 3).cuda() & (torch.arange(50) < 40).cuda())
+    health = usage.compute()["router"]
+    assert health.paths == expected.paths
+    assert health.usage_entropy == pytest.approx(expected.usage_entropy, abs=1e-4)
+
+
 def test_dead_experts_are_found() -> None:
     model = _model(query_dim=3)
     with torch.no_grad():  # the query is (1, 0, 0): expert 0 of layer 0 takes all

@@ -46,6 +46,16 @@ def test_padding_is_dropped():
     assert padded.compute() == expected.compute()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_groups_may_stay_on_the_host():
+    logits, labels = _random()
+    groups = torch.arange(500) % 7
+    expected, moved = Predictions(), Predictions()
+    expected.add(logits, labels, groups)
+    moved.add(logits.cuda(), labels.cuda(), groups)
+    assert moved.compute() == expected.compute()
+
+
 def test_one_class_has_no_auc():
     predictions = Predictions()
     predictions.add(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]))

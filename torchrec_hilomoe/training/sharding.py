@@ -122,6 +122,12 @@ def _check(
             f"sharding.type: optimizer.tables.kernel=dense works with {', '.join(dense_types)} "
             f"(auto takes data_parallel), got {sharding.type}"
         )
+    odd = [f"{c.name} ({c.embedding_dim})" for c in configs if c.embedding_dim % 4]
+    if odd and device.type == "cuda":
+        raise ConfigError(
+            "model.embedding_dim: FBGEMM's CUDA kernels need tables whose columns are a multiple "
+            f"of 4, got {', '.join(odd)}; take the next multiple, or train on CPU"
+        )
     means = [config.name for config in configs if config.pooling == PoolingType.MEAN]
     if sharding.type == "grid_shard" and means:
         raise ConfigError(
