@@ -3,12 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torchrec.models.dlrm import InteractionArch
 
 from torchrec_hilomoe.modules import (
     BilinearFusion,
     HiLoMoEConfig,
     HiLoMoETwoStreamArch,
     TwoStreamConfig,
+    pairwise_dot_products,
 )
 
 
@@ -53,10 +55,21 @@ def _arch(**streams: object) -> HiLoMoETwoStreamArch:
     return arch
 
 
-def test_output_is_both_streams_and_their_products() -> None:
-    arch = _arch()
+def test_dot_products_equal_torchrecs() -> None:
+    dense, sparse = torch.randn(5, 4), torch.randn(5, 3, 4)
+    expected = InteractionArch(3)(dense, sparse)
+    features = torch.cat((dense.unsqueeze(1), sparse), dim=1)
+    products = torch.cat((dense, pairwise_dot_products(features)), dim=1)
+    torch.testing.assert_close(products, expected)
+
+
+@pytest.mark.parametrize("dot_products", [True, False])
+def test_output_is_both_streams_and_their_products(dot_products: bool) -> None:
+    arch = _arch(dot_products=dot_products)
     inputs = {"dense_features": torch.randn(5, 4), "sparse_features": torch.randn(5, 2, 4)}
     flat = torch.cat((inputs["dense_features"], inputs["sparse_features"].flatten(1)), dim=1)
+    if dot_products:
+        flat = torch.cat((flat, pairwise_dot_products(flat.unflatten(1, (3, 4)))), dim=1)
     x, y = torch.relu(arch.routed_stream[0](flat)), torch.relu(arch.plain_stream[0](flat))
     output = arch(**inputs)
     assert output.shape == (5, arch.out_features)

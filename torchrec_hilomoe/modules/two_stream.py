@@ -26,6 +26,9 @@ class TwoStreamConfig:
             are. Products that weigh more learn pairs by heart sooner [R].
         batch_norm (bool): normalise each stream before its ReLU.
         dropout (float): dropout on each stream.
+        dot_products (bool): both streams also read the dot products of all pairs of features, as
+            TorchRec's ``InteractionArch`` takes them: (F + 1) F / 2 more inputs, which a ReLU layer
+            would need far more units to approximate [R].
     """
 
     __pydantic_config__ = STRICT
@@ -36,6 +39,7 @@ class TwoStreamConfig:
     fusion_scale: float = 1.0
     batch_norm: bool = False
     dropout: float = 0.0
+    dot_products: bool = True
 
 
 class BilinearFusion(nn.Module):
@@ -108,15 +112,35 @@ class BilinearFusion(nn.Module):
         return (self.scale * products.sum(dim=2)).t().type_as(x)
 
 
+def pairwise_dot_products(features: Tensor) -> Tensor:
+    """The dot product of each pair of features, once.
+
+    Args:
+        features (Tensor): ``[B, N, D]``.
+
+    Returns:
+        Tensor: ``[B, N (N - 1) / 2]``, the pairs (0, 1), (0, 2), ... (N - 2, N - 1).
+
+    Example:
+        >>> pairwise_dot_products(torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]))
+        tensor([[11., 17., 39.]])
+    """
+    num_features = features.size(1)
+    products = torch.bmm(features, features.transpose(1, 2)).flatten(1)
+    # Built here and not kept: a buffer on meta would be lost in to_empty().
+    first, second = torch.triu_indices(num_features, num_features, 1, device=features.device)
+    return products.index_select(1, first * num_features + second)
+
+
 class HiLoMoETwoStreamArch(nn.Module):
     """Two wide layers over all features, one with routed experts, and the products of both.
 
     A drop-in for the ``inter_arch`` of ``torchrec.models.dlrm.DLRM``. Each stream is a linear
-    layer over the concatenated features, batch normalisation if asked for, a ReLU and dropout; the
-    first stream's linear is a :class:`HiLoMoELinear`, the second's is plain. Output are both
-    streams and their :class:`BilinearFusion`, so that a single linear layer behind it makes the
-    logit of FinalMLP. One stream with experts and one without was better than two with, and
-    two narrow streams better than one wide [R].
+    layer over the concatenated features and their dot products, batch normalisation if asked for, a
+    ReLU and dropout; the first stream's linear is a :class:`HiLoMoELinear`, the second's is plain.
+    Output are both streams and their :class:`BilinearFusion`, so that a single linear layer behind
+    it makes the logit of FinalMLP. One stream with experts and one without was better than two
+    with, and two narrow streams better than one wide [R].
 
     Notation, as TorchRec's: B batch size, F number of sparse features, D embedding dimension.
 
@@ -152,7 +176,10 @@ class HiLoMoETwoStreamArch(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.dot_products = streams.dot_products
         d = (num_sparse_features + 1) * embedding_dim
+        if streams.dot_products:
+            d += (num_sparse_features + 1) * num_sparse_features // 2
         wide, plain = streams.expert_width, streams.plain_width
         if min(wide, plain) < 1:
             raise ValueError(
@@ -181,6 +208,9 @@ class HiLoMoETwoStreamArch(nn.Module):
             Tensor: ``[B, out_features]``.
         """
         combined = torch.cat((dense_features, sparse_features.flatten(1)), dim=1)  # [B, (F+1)D]
+        if self.dot_products:
+            features = combined.unflatten(1, (-1, dense_features.size(1)))  # [B, F+1, D]
+            combined = torch.cat((combined, pairwise_dot_products(features)), dim=1)
         x, y = self.routed_stream(combined), self.plain_stream(combined)
         return torch.cat((x, y, self.fusion(x, y)), dim=1)
 
