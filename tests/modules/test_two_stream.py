@@ -69,7 +69,8 @@ def test_output_is_both_streams_and_their_products(dot_products: bool) -> None:
     inputs = {"dense_features": torch.randn(5, 4), "sparse_features": torch.randn(5, 2, 4)}
     flat = torch.cat((inputs["dense_features"], inputs["sparse_features"].flatten(1)), dim=1)
     if dot_products:
-        flat = torch.cat((flat, pairwise_dot_products(flat.unflatten(1, (3, 4)))), dim=1)
+        dots = pairwise_dot_products(flat.unflatten(1, (3, 4)))
+        flat = torch.cat((flat, dots, torch.zeros(5, 1)), dim=1)  # 12 + 3 + 1 inputs
     x, y = torch.relu(arch.routed_stream[0](flat)), torch.relu(arch.plain_stream[0](flat))
     output = arch(**inputs)
     assert output.shape == (5, arch.out_features)

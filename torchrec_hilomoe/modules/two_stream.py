@@ -11,6 +11,9 @@ from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.modules.linear import HiLoMoELinear
 
+# Rows of other lengths than multiples of 32 bytes made products 1.0 to 1.5 times slower (AVX2 CPU).
+_ALIGNMENT = 8
+
 
 @dataclass(frozen=True)
 class TwoStreamConfig:
@@ -28,7 +31,7 @@ class TwoStreamConfig:
         dropout (float): dropout on each stream.
         dot_products (bool): both streams also read the dot products of all pairs of features, as
             TorchRec's ``InteractionArch`` takes them: (F + 1) F / 2 more inputs, which a ReLU layer
-            would need far more units to approximate [R].
+            would need far more units to approximate [R]; and zeros, to a multiple of 8 inputs.
     """
 
     __pydantic_config__ = STRICT
@@ -176,10 +179,12 @@ class HiLoMoETwoStreamArch(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.dot_products = streams.dot_products
+        self.dot_products, self.padding = streams.dot_products, 0
         d = (num_sparse_features + 1) * embedding_dim
         if streams.dot_products:
             d += (num_sparse_features + 1) * num_sparse_features // 2
+            self.padding = -d % _ALIGNMENT
+            d += self.padding
         wide, plain = streams.expert_width, streams.plain_width
         if min(wide, plain) < 1:
             raise ValueError(
@@ -210,7 +215,8 @@ class HiLoMoETwoStreamArch(nn.Module):
         combined = torch.cat((dense_features, sparse_features.flatten(1)), dim=1)  # [B, (F+1)D]
         if self.dot_products:
             features = combined.unflatten(1, (-1, dense_features.size(1)))  # [B, F+1, D]
-            combined = torch.cat((combined, pairwise_dot_products(features)), dim=1)
+            padding = combined.new_zeros((combined.size(0), self.padding))
+            combined = torch.cat((combined, pairwise_dot_products(features), padding), dim=1)
         x, y = self.routed_stream(combined), self.plain_stream(combined)
         return torch.cat((x, y, self.fusion(x, y)), dim=1)
 
