@@ -72,26 +72,28 @@ class VariantRouter(HierarchicalRouter):
     Args:
         context (InteractionContext): features and their dimension.
         options (VariantOptions): of the routing.
-        out_features (int): of the linear, whose output the query may read.
+        linear (RoutedLinear): whose input the query reads, and its output if asked to.
 
     Raises:
         ConfigError: a query field that there is not.
     """
 
     def __init__(
-        self, context: InteractionContext, options: VariantOptions, out_features: int
+        self, context: InteractionContext, options: VariantOptions, linear: RoutedLinear
     ) -> None:
-        num_fields = context.num_sparse_features + 1
-        chosen = range(num_fields) if options.query_fields is None else options.query_fields
-        unknown = set(chosen) - set(range(num_fields))
+        num_fields, chosen = context.num_sparse_features + 1, options.query_fields
+        unknown = set(chosen or ()) - set(range(num_fields))
         if unknown:
             raise ConfigError(
                 f"model.query_fields: the features are 0 to {num_fields - 1}, got {min(unknown)}"
             )
-        super().__init__(max(len(chosen), 1) * context.embedding_dim, options, context.device)
+        read = linear.in_features
+        if chosen is not None:
+            read = max(len(chosen), 1) * context.embedding_dim
+        super().__init__(read, options, context.device)
         self.options = options
-        self.fields = chosen
-        self.num_fields = num_fields
+        self.width, self.num_fields = context.in_features, num_fields
+        out_features = linear.out_features
         self.readers = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(out_features, device=context.device),
@@ -104,15 +106,13 @@ class VariantRouter(HierarchicalRouter):
         """Routes a batch.
 
         Args:
-            x (Tensor): all features, ``[B, d]``.
+            x (Tensor): all features first, ``[B, d]``.
             experts (Experts): asked where the query reads outputs.
 
         Returns:
             Routing: scores and logits, ``[B, L, K]``.
         """
-        fields = x.unflatten(1, (self.num_fields, -1))
-        source = fields[:, list(self.fields)] if self.fields else torch.zeros_like(fields[:, :1])
-        query, keys = self.query(source.flatten(1)), self.keys
+        query, keys = self.query(self._source(x)), self.keys
         scale = 1.0 / (math.sqrt(keys.size(2)) * self.options.temperature)
         all_scores, all_logits, output = [], [], 0.0
         for layer, layer_keys in enumerate(keys):
@@ -130,6 +130,13 @@ class VariantRouter(HierarchicalRouter):
             self.routing = routing
         return routing
 
+    def _source(self, x: Tensor) -> Tensor:
+        chosen = self.options.query_fields
+        if chosen is None:
+            return x
+        fields = x[:, : self.width].unflatten(1, (self.num_fields, -1))
+        return (fields[:, list(chosen)] if chosen else torch.zeros_like(fields[:, :1])).flatten(1)
+
     def _gate(self, logits: Tensor) -> Tensor:
         if self.options.gate == "sigmoid":
             return logits.sigmoid() * (2.0 / logits.size(1))
@@ -141,16 +148,21 @@ class VariantLinear(RoutedLinear):
 
     Args:
         context (InteractionContext): features and their dimension.
+        in_features (int): d, the features first.
         out_features (int): o.
         options (VariantOptions): of routing and experts.
     """
 
     def __init__(
-        self, context: InteractionContext, out_features: int, options: VariantOptions
+        self,
+        context: InteractionContext,
+        in_features: int,
+        out_features: int,
+        options: VariantOptions,
     ) -> None:
-        super().__init__(context.in_features, out_features, options, context.device)
+        super().__init__(in_features, out_features, options, context.device)
         self.options = options
-        self.router = VariantRouter(context, options, out_features)
+        self.router = VariantRouter(context, options, self)
         with torch.no_grad():
             self.expert_v *= options.expert_v_scale
 
@@ -179,7 +191,8 @@ class VariantLinear(RoutedLinear):
 def build_routing_variant(context: InteractionContext, options: VariantOptions) -> Interaction:
     """``hilomoe`` with the layer above."""
     arch = _two_streams(context, options)
-    arch.routed_stream[0] = VariantLinear(context, options.expert_width, options)
+    in_features, width = arch.plain_stream[0].in_features, options.expert_width
+    arch.routed_stream[0] = VariantLinear(context, in_features, width, options)
     return Interaction(arch, arch.out_features)
 
 
@@ -194,7 +207,8 @@ class ExpertsBeforeStreams(nn.Module):
     def __init__(self, context: InteractionContext, options: HiLoMoEOptions) -> None:
         super().__init__()
         self.streams = _two_streams(context, options)
-        plain = nn.Linear(context.in_features, options.expert_width, device=context.device)
+        in_features = self.streams.plain_stream[0].in_features
+        plain = nn.Linear(in_features, options.expert_width, device=context.device)
         self.streams.routed_stream[0] = plain
 
     def forward(self, dense_features: Tensor, sparse_features: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def linear(variants):
     def build(**options):
         torch.manual_seed(0)
         options = variants.VariantOptions(num_layers=3, num_experts=4, **options)
-        layer = variants.VariantLinear(CONTEXT, 6, options)
+        layer = variants.VariantLinear(CONTEXT, 32, 6, options)
         with torch.no_grad():
             layer.expert_u.normal_()
         return layer
