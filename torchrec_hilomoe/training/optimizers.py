@@ -30,6 +30,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
 }
+#: Those of them that PyTorch steps in one kernel on every device; Adam's takes a third of the time.
+_ONE_KERNEL = ("sgd", "adam")
 
 
 def is_table(name: str) -> bool:
@@ -209,9 +211,11 @@ def _dense_optimizer(
     parameters: dict[str, nn.Parameter], config: TableOptimizerConfig | PartOptimizerConfig
 ) -> KeyedOptimizerWrapper:
     cls = OPTIMIZERS[config.name]
-    kwargs: dict[str, Any] = {"lr": config.learning_rate} | (
-        {} if config.eps is None else {"eps": config.eps}
-    )
+    kwargs: dict[str, Any] = {"lr": config.learning_rate}
+    if config.eps is not None:
+        kwargs["eps"] = config.eps
+    if config.name in _ONE_KERNEL:
+        kwargs["fused"] = True
     return KeyedOptimizerWrapper(parameters, lambda params: cls(params, **kwargs))
 
 
