@@ -30,7 +30,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
 }
-#: Those of them that PyTorch steps in one kernel on every device; Adam's takes a third of the time.
+#: Those of them that have a fused kernel on every device: Adam steps in a fifth of the time.
 _ONE_KERNEL = ("sgd", "adam")
 
 
