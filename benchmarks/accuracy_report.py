@@ -16,6 +16,7 @@ from accuracy_ablations import BASE, ablation_tables, plot_sizes
 from accuracy_plan import load_plan
 from accuracy_stats import compare, newest, spread, summary
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 HERE = Path(__file__).parent
 #: What all models are compared with: the public architectures, tuned alike.
@@ -117,14 +118,26 @@ def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
             style = {"marker": "o" if is_baseline(model) else "D"}
             color = "tab:gray" if is_baseline(model) else "tab:blue"
             axis.errorbar(row.flops / 1e3, row.auc, row.sd, color=color, capsize=2, **style)
-            axis.annotate(
-                model, (row.flops / 1e3, row.auc), xytext=(4, 4), textcoords="offset points", size=8
-            )
         axis.set(title=data, xlabel="kFLOPs a sample (dense part)", ylabel="test AUC")
         axis.margins(0.35, 0.2)
+        axis.set_xlim(left=0)
+        label_points(axis, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def label_points(axis: Axes, rows: pd.DataFrame) -> None:
+    """Names each point to its right, lower where the name of a higher point is in the way."""
+    taken: list[tuple[float, float, float]] = []  # left, right and height of the names
+    for model, row in rows.iterrows():
+        point = (row.flops / 1e3, row.auc)
+        x, y = axis.transAxes.inverted().transform(axis.transData.transform(point)) + 0.015
+        right = x + 0.014 * len(str(model))
+        while any(left < right and x < end and abs(y - at) < 0.05 for left, end, at in taken):
+            y -= 0.01
+        taken.append((x, right, y))
+        axis.annotate(model, point, xytext=(x, y), textcoords="axes fraction", size=8)
 
 
 if __name__ == "__main__":
