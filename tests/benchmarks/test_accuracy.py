@@ -203,6 +203,12 @@ def test_report_compares_seed_by_seed(load) -> None:
     assert "| `dlrm` | " in page
 
 
+def test_variants_of_public_architectures_are_baselines(load) -> None:
+    is_baseline = load("accuracy_report").is_baseline
+    assert all(map(is_baseline, ["dlrm", "dcn_mixture", "dlrm_cat_shipped", "dlrm_two_members"]))
+    assert not any(map(is_baseline, ["hilomoe", "twin_wide", "cross_twin", "no_dot_products"]))
+
+
 def test_report_draws_the_frontier(load, tmp_path: Path) -> None:
     import pandas as pd
 
