@@ -87,7 +87,9 @@ class InteractionDLRM(nn.Module):
         """
         embedded_sparse = self.sparse_arch(sparse_features)
         if self.dense_arch is None:
-            embedded_dense, embedded_sparse = embedded_sparse[:, 0], embedded_sparse[:, 1:]
+            # One split, not two slices: their gradients would each be as large as the whole.
+            first, embedded_sparse = embedded_sparse.split([1, embedded_sparse.size(1) - 1], dim=1)
+            embedded_dense = first.squeeze(1)
         else:
             embedded_dense = self.dense_arch(dense_features)
         interaction = self.inter_arch(
