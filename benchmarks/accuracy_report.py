@@ -13,21 +13,15 @@ import matplotlib
 matplotlib.use("Agg")
 import pandas as pd
 from accuracy_ablations import BASE, ablation_tables, plot_sizes
+from accuracy_bars import bars_table
 from accuracy_plan import load_plan
-from accuracy_stats import compare, newest, spread, summary
+from accuracy_stats import best_baseline, compare, is_baseline, newest, spread, summary
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 HERE = Path(__file__).parent
-#: What all models are compared with: the public architectures, tuned alike.
-BASELINES = ("dlrm", "dlrm_cat", "dcn", "dcn_mixture", "projection")
 _PART = "<!-- {}: written by benchmarks/accuracy_report.py -->\n"
 _END = "<!-- end -->\n"
-
-
-def is_baseline(model: str) -> bool:
-    """Whether it is a public architecture, tuned, or a variant of one: ``dlrm_cat_shipped``."""
-    return any(model == name or model.startswith(f"{name}_") for name in BASELINES)
 
 
 def main() -> None:
@@ -42,6 +36,7 @@ def main() -> None:
 
     page = HERE.parent / "docs" / "results.md"
     text = page.read_text()
+    text = replaced(text, "bars", bars_table(models))
     text = replaced(text, "results", tables(models), "Test AUC over FLOPs", "frontier")
     text = replaced(text, "health", health_table(runs))
     text = replaced(text, "ablations", ablation_tables(plan, runs), "Test AUC over sizes", "sizes")
@@ -62,8 +57,7 @@ def tables(runs: pd.DataFrame) -> Iterable[str]:
     """The page's lines, a table for each data set."""
     for data in runs[runs.kind == "seed"].data.unique():
         rows = summary(runs, data)
-        known = [model for model in rows.index if is_baseline(model)]
-        best = known[0] if known else None
+        best = best_baseline(runs, data)
         yield f"\n### {data}\n"
         yield (
             "| model | test AUC | against best baseline | log loss | kFLOPs | parameters "

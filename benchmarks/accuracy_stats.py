@@ -8,6 +8,9 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
+#: What all models are compared with: the public architectures, tuned alike.
+BASELINES = ("dlrm", "dlrm_cat", "dcn", "dcn_mixture", "projection")
+
 
 class Comparison(NamedTuple):
     """Two models over the seeds that both have.
@@ -15,10 +18,12 @@ class Comparison(NamedTuple):
     Attributes:
         gain (float): mean difference of the test AUC.
         p_value (float): of a paired, two-sided t test; nan below three seeds.
+        seeds (int): that both have.
     """
 
     gain: float
     p_value: float
+    seeds: int
 
     def __str__(self) -> str:
         p_value = "" if math.isnan(self.p_value) else f" (p {self.p_value:.3f})"
@@ -48,6 +53,16 @@ def summary(runs: pd.DataFrame, data: str) -> pd.DataFrame:
     return result.sort_values("auc", ascending=False)
 
 
+def is_baseline(model: str) -> bool:
+    """Whether it is a public architecture, tuned, or a variant of one: ``dlrm_cat_shipped``."""
+    return any(model == name or model.startswith(f"{name}_") for name in BASELINES)
+
+
+def best_baseline(runs: pd.DataFrame, data: str) -> str | None:
+    """The baseline that is best in test, variants included; None before any has run."""
+    return next((model for model in summary(runs, data).index if is_baseline(model)), None)
+
+
 def compare(runs: pd.DataFrame, data: str, model: str, other: str) -> Comparison:
     """Test AUC of ``model`` against ``other``, seed by seed."""
     chosen = runs[(runs.data == data) & (runs.kind == "seed")]
@@ -56,7 +71,7 @@ def compare(runs: pd.DataFrame, data: str, model: str, other: str) -> Comparison
     difference = pairs[model] - pairs[other]
     few = len(pairs) < 3
     p_value = float("nan") if few else float(stats.ttest_rel(pairs[model], pairs[other]).pvalue)
-    return Comparison(float(difference.mean()), p_value)
+    return Comparison(float(difference.mean()), p_value, len(pairs))
 
 
 def spread(row: pd.Series) -> str:

@@ -195,7 +195,8 @@ def test_report_compares_seed_by_seed(load) -> None:
         for seed, auc in enumerate(aucs)
     ]
     runs = pd.DataFrame(rows).sample(frac=1, random_state=0)
-    gain, p_value = stats_of.compare(runs, "shop", "hilomoe", "dlrm")
+    gain, p_value, seeds = stats_of.compare(runs, "shop", "hilomoe", "dlrm")
+    assert seeds == 5
     assert gain == pytest.approx((ours - dlrm).mean())
     assert p_value == pytest.approx(stats.ttest_rel(ours, dlrm).pvalue)
     page = "\n".join(report.tables(runs))
@@ -204,7 +205,7 @@ def test_report_compares_seed_by_seed(load) -> None:
 
 
 def test_variants_of_public_architectures_are_baselines(load) -> None:
-    is_baseline = load("accuracy_report").is_baseline
+    is_baseline = load("accuracy_stats").is_baseline
     assert all(map(is_baseline, ["dlrm", "dcn_mixture", "dlrm_cat_shipped", "dlrm_two_members"]))
     assert not any(map(is_baseline, ["hilomoe", "twin_wide", "cross_twin", "no_dot_products"]))
 

@@ -1,0 +1,69 @@
+"""What was to be reached, and how far the runs are from it: the first table of docs/results.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pandas as pd
+from accuracy_stats import best_baseline, compare, summary
+
+
+class Bar(NamedTuple):
+    """A gain that a model was to have over another, at a cost.
+
+    Attributes:
+        data (str): the data set.
+        model (str): the model as it ships, or a variant of it.
+        other (str | None): what it is compared with; None for the baseline best in test.
+        gain (float): least difference of the mean test AUC.
+        cost (float): most FLOPs, over the other's.
+    """
+
+    data: str
+    model: str
+    other: str | None
+    gain: float
+    cost: float
+
+
+BARS = [
+    # against the public architectures
+    Bar("frappe_x1", "hilomoe_shipped", "dlrm_cat_published", 0.002, 0.5),
+    Bar("frappe_x1", "hilomoe_shipped", None, 0.0, 0.5),
+    Bar("ml1m_implicit", "hilomoe_shipped", "dlrm_cat_8_epochs", 0.003, 0.5),
+    Bar("ml1m_implicit", "hilomoe_shipped", None, 0.003, 0.5),
+    Bar("ml100k", "hilomoe_shipped", None, 0.002, 0.815),
+    Bar("synthetic", "hilomoe_shipped", None, 0.0, 0.815),
+    # against the same model without experts, widened to the same FLOPs
+    Bar("ml1m_implicit", "hilomoe_shipped", "twin_wide", 0.002, 1.0),
+    Bar("frappe_x1", "hilomoe_shipped", "twin_wide", 0.0, 1.0),
+    Bar("synthetic", "hilomoe_shipped", "twin_wide", 0.0, 1.0),
+    # as good as it, for less
+    Bar("ml1m_implicit", "narrow", "twin_wide", 0.0, 0.815),
+    Bar("frappe_x1", "narrow", "twin_wide", 0.0, 0.815),
+    # L layers of K experts against one layer of L * K
+    Bar("synthetic", "hilomoe_shipped", "flat", 0.0, 1.01),
+    Bar("ml1m_implicit", "hilomoe_shipped", "flat", 0.0, 1.01),
+    Bar("frappe_x1", "hilomoe_shipped", "flat", 0.0, 1.01),
+]
+
+
+def bars_table(runs: pd.DataFrame, bars: Iterable[Bar] = tuple(BARS)) -> Iterable[str]:
+    """The page's lines: a line for each bar whose models have run."""
+    yield "\n| data | model | against | test AUC | bar | FLOPs | bar | reached | seeds |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for bar in bars:
+        other = bar.other or best_baseline(runs, bar.data)
+        rows = summary(runs, bar.data)
+        if bar.model not in rows.index or other not in rows.index:
+            continue
+        compared = compare(runs, bar.data, bar.model, other)
+        cost = rows.flops[bar.model] / rows.flops[other]
+        reached = "yes" if compared.gain >= bar.gain and cost <= bar.cost else "**no**"
+        best = "" if bar.other else ", best baseline"
+        yield (
+            f"| {bar.data} | `{bar.model}` | `{other}`{best} | {compared} | ≥ {bar.gain:+.4f} "
+            f"| {cost:.2f} × | ≤ {bar.cost:g} × | {reached} | {compared.seeds} |"
+        )
+    yield ""

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def runs():
+    import pandas as pd
+
+    aucs = {"dlrm": [0.70, 0.71, 0.72], "dlrm_cat": [0.73, 0.74], "hilomoe": [0.75, 0.76, 0.77]}
+    flops = {"dlrm": 1e3, "dlrm_cat": 4e3, "hilomoe": 2e3}
+    rows = [
+        {"data": "shop", "model": model, "kind": "seed", "seed": seed, "test_auc": auc}
+        | {"test_logloss": 0.5, "flops_per_sample": flops[model], "dense_parameters": 10}
+        for model, values in aucs.items()
+        for seed, auc in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_bar_is_reached_by_gain_and_cost_together(load, runs) -> None:
+    accuracy_bars = load("accuracy_bars")
+    bars = [
+        accuracy_bars.Bar("shop", "hilomoe", None, 0.019, 0.5),
+        accuracy_bars.Bar("shop", "hilomoe", None, 0.021, 0.5),
+        accuracy_bars.Bar("shop", "hilomoe", None, 0.019, 0.49),
+        accuracy_bars.Bar("shop", "hilomoe", "dlrm", 0.049, 2.0),
+        accuracy_bars.Bar("shop", "hilomoe", "not_run", 0.0, 1.0),
+    ]
+    lines = list(accuracy_bars.bars_table(runs, bars))[2:-1]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [line[7] for line in cells] == ["yes", "**no**", "**no**", "yes"]
+    assert cells[0][2] == "`dlrm_cat`, best baseline"
+    assert cells[0][3] == "+0.02000"  # of the two seeds that both have: too few for a test
+    assert [line[5] for line in cells] == ["0.50 ×"] * 3 + ["2.00 ×"]
+    assert [line[8] for line in cells] == ["2", "2", "2", "3"]
+
+
+def test_bars_are_of_planned_runs(load) -> None:
+    plan = load("accuracy_plan").load_plan(load("accuracy_runs").HERE / "accuracy.yaml")
+    names = {entry.name for entry in plan.entries}
+    for bar in load("accuracy_bars").BARS:
+        assert {f"{bar.data}/{bar.model}", f"{bar.data}/{bar.other or 'dlrm'}"} <= names
+
+
+def test_without_baselines_nothing_is_compared(load, runs) -> None:
+    accuracy_bars = load("accuracy_bars")
+    bars = [accuracy_bars.Bar("shop", "hilomoe", None, 0.0, 1.0)]
+    assert len(list(accuracy_bars.bars_table(runs[runs.model == "hilomoe"], bars))) == 3
