@@ -37,8 +37,9 @@ def test_a_bar_is_reached_by_gain_and_cost_together(load, runs) -> None:
 
 
 def test_bars_are_of_planned_runs(load) -> None:
-    plan = load("accuracy_plan").load_plan(load("accuracy_runs").HERE / "accuracy.yaml")
-    names = {entry.name for entry in plan.entries}
+    here, load_plan = load("accuracy_runs").HERE, load("accuracy_plan").load_plan
+    plans = [load_plan(here / name) for name in ("accuracy.yaml", "ablations.yaml")]
+    names = {entry.name for plan in plans for entry in plan.entries}
     for bar in load("accuracy_bars").BARS:
         assert {f"{bar.data}/{bar.model}", f"{bar.data}/{bar.other or 'dlrm'}"} <= names
 
