@@ -21,19 +21,26 @@ def runs():
 def test_a_bar_is_reached_by_gain_and_cost_together(load, runs) -> None:
     accuracy_bars = load("accuracy_bars")
     bars = [
-        accuracy_bars.Bar("shop", "hilomoe", None, 0.019, 0.5),
-        accuracy_bars.Bar("shop", "hilomoe", None, 0.021, 0.5),
-        accuracy_bars.Bar("shop", "hilomoe", None, 0.019, 0.49),
-        accuracy_bars.Bar("shop", "hilomoe", "dlrm", 0.049, 2.0),
+        accuracy_bars.Bar("shop", "hilomoe", "dlrm_cat", 0.019, 0.5),
+        accuracy_bars.Bar("shop", "hilomoe", "dlrm_cat", 0.021, 0.5),
+        accuracy_bars.Bar("shop", "hilomoe", "dlrm_cat", 0.019, 0.49),
+        accuracy_bars.Bar("shop", "hilomoe", None, 0.049, 2.0),
         accuracy_bars.Bar("shop", "hilomoe", "not_run", 0.0, 1.0),
     ]
     lines = list(accuracy_bars.bars_table(runs, bars))[2:-1]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [line[7] for line in cells] == ["yes", "**no**", "**no**", "yes"]
-    assert cells[0][2] == "`dlrm_cat`, best baseline"
+    assert [line[2] for line in cells] == ["`dlrm_cat`"] * 3 + ["`dlrm`, best baseline"]
     assert cells[0][3] == "+0.02000"  # of the two seeds that both have: too few for a test
     assert [line[5] for line in cells] == ["0.50 ×"] * 3 + ["2.00 ×"]
     assert [line[8] for line in cells] == ["2", "2", "2", "3"]
+
+
+def test_the_best_baseline_has_three_seeds_if_any_has(load, runs) -> None:
+    best_baseline = load("accuracy_stats").best_baseline
+    assert best_baseline(runs, "shop") == "dlrm"
+    assert best_baseline(runs[runs.seed < 2], "shop") == "dlrm_cat"
+    assert best_baseline(runs[runs.model == "hilomoe"], "shop") is None
 
 
 def test_bars_are_of_planned_runs(load) -> None:
