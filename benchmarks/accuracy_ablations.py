@@ -40,7 +40,7 @@ def ablation_tables(plan: Plan, runs: pd.DataFrame) -> Iterator[str]:
 
 def plot_sizes(plan: Plan, runs: pd.DataFrame, path: Path) -> None:
     """Test AUC over each size that has entries ``KEY=NUMBER``: a row a data set, a panel a key."""
-    finished = _finished(plan, runs)
+    finished = {data: its for data, its in _finished(plan, runs).items() if _sizes(its)}
     keys = list(dict.fromkeys(key for entries in finished.values() for key in _sizes(entries)))
     if not keys:
         return
@@ -54,8 +54,11 @@ def plot_sizes(plan: Plan, runs: pd.DataFrame, path: Path) -> None:
     for row, (data, entries) in zip(axes, finished.items(), strict=True):
         base, rows = plan.entry(f"{data}/{BASE}"), summary(runs, data)
         for axis, key in zip(row, keys, strict=True):
+            if key not in _sizes(entries):
+                axis.set_visible(False)
+                continue
             shipped = float(OmegaConf.select(composed(base.overrides), key))
-            points = sorted([*_sizes(entries).get(key, []), (shipped, BASE)])
+            points = sorted([*_sizes(entries)[key], (shipped, BASE)])
             chosen = rows.loc[[model for _, model in points]]
             sizes = [size for size, _ in points]
             axis.errorbar(sizes, chosen.auc, chosen.sd, marker="D", color="tab:blue", capsize=2)

@@ -26,8 +26,10 @@ class Comparison(NamedTuple):
     seeds: int
 
     def __str__(self) -> str:
-        p_value = "" if math.isnan(self.p_value) else f" (p {self.p_value:.3f})"
-        return f"{self.gain:+.5f}{p_value}"
+        if math.isnan(self.p_value):
+            return f"{self.gain:+.5f}"
+        p_value = "< 0.001" if self.p_value < 0.0005 else f"{self.p_value:.3f}"
+        return f"{self.gain:+.5f} (p {p_value})"
 
 
 def newest(runs: pd.DataFrame) -> pd.DataFrame:

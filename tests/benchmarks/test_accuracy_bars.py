@@ -55,3 +55,9 @@ def test_without_baselines_nothing_is_compared(load, runs) -> None:
     accuracy_bars = load("accuracy_bars")
     bars = [accuracy_bars.Bar("shop", "hilomoe", None, 0.0, 1.0)]
     assert len(list(accuracy_bars.bars_table(runs[runs.model == "hilomoe"], bars))) == 3
+
+
+def test_comparisons_read_as_numbers_of_the_page(load) -> None:
+    comparison = load("accuracy_stats").Comparison
+    written = [str(comparison(0.001, p_value, 3)) for p_value in (0.0004, 0.0006, float("nan"))]
+    assert written == ["+0.00100 (p < 0.001)", "+0.00100 (p 0.001)", "+0.00100"]
