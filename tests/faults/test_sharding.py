@@ -35,6 +35,12 @@ TYPES = [
     ("data_parallel", "optimizer=adam_dense"),
     ("table_wise", "optimizer=adam_dense"),
 ]
+# Strong enough to be compared: the default's few thousandths would hide an error.
+AUXILIARY = [
+    f"training.stages.{stage}.auxiliary.{weight}"
+    for stage in ("specialise", "joint")
+    for weight in ("load_balance=0.01", "z_loss=0.001")
+]
 RESHARDED = ("model.dropout=0", *SGD, WIDE, NO_BAGS)
 
 
@@ -51,6 +57,7 @@ def test_losses_of_one_rank_and_two(launch, tmp_path, sharding):
     type_, *optimizer = sharding
     common = [
         *optimizer,
+        *AUXILIARY,
         "model.dropout=0",
         "training.log_every=1",
         "checkpoint.every_batches=null",
