@@ -1,4 +1,4 @@
-"""Every test and doctest draws the same numbers; those that need absent packages are left out."""
+"""Every test and doctest has PyTorch's seed; doctests of absent packages are left out."""
 
 from importlib.util import find_spec
 

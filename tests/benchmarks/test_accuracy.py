@@ -44,21 +44,6 @@ data:
 """
 
 
-ABLATIONS = """
-trials: 0
-seeds: [0, 1]
-models: {}
-data:
-  synthetic:
-    overrides: [data=synthetic]
-    variants:
-      hilomoe_shipped: {overrides: [model=hilomoe]}
-      top 1: {overrides: [model=hilomoe, model.top_k=1]}
-      top 4: {overrides: [model=hilomoe, model.top_k=4]}
-      model.num_experts=1: {overrides: [model=hilomoe, model.num_experts=1]}
-"""
-
-
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
     path = tmp_path / "plan.yaml"
@@ -218,32 +203,6 @@ def test_report_draws_the_frontier(load, tmp_path: Path) -> None:
     runs = pd.DataFrame([row | {"dense_parameters": 10, "seconds": 1}])
     load("accuracy_report").plot_frontier(runs, tmp_path / "img" / "frontier.png")
     assert (tmp_path / "img" / "frontier.png").stat().st_size > 5000
-
-
-def test_ablations_are_compared_with_the_shipped_model(load, tmp_path: Path) -> None:
-    import pandas as pd
-
-    (tmp_path / "plan.yaml").write_text(ABLATIONS)
-    plan, ablations = (
-        load("accuracy_plan").load_plan(tmp_path / "plan.yaml"),
-        load("accuracy_ablations"),
-    )
-    aucs = {"hilomoe_shipped": [0.7, 0.71], "top 1": [0.69, 0.68], "model.num_experts=1": [0.6]}
-    rows = [
-        _row(load, plan.entry(f"synthetic/{model}"), "seed", [], auc)
-        | {"seed": seed, "test_auc": auc, "test_logloss": 0.5, "flops_per_sample": 2e3}
-        | {"dense_parameters": 10}
-        for model, values in aucs.items()
-        for seed, auc in enumerate(values)
-    ]
-    table = list(ablations.ablation_tables(plan, pd.DataFrame(rows)))
-    assert [line for line in table if line.startswith("| top 1 ")] == [
-        "| top 1 | `model.top_k=1` | 0.68500 ± 0.00707 | -0.02000 | 2 | 2 |"
-    ]
-    assert any("| -0.10000 |" in line for line in table)  # of the one seed that both have
-    assert not any("top 4" in line for line in table)  # not run yet
-    ablations.plot_sizes(plan, pd.DataFrame(rows), tmp_path / "sizes.png")
-    assert (tmp_path / "sizes.png").stat().st_size > 5000
 
 
 def _row(load, entry, kind: str, overrides: list[str], auc: float) -> dict:
