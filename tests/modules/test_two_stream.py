@@ -3,15 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torchrec.models.dlrm import InteractionArch
 
 from torchrec_hilomoe.modules import (
     BilinearFusion,
     HiLoMoEConfig,
     HiLoMoETwoStreamArch,
     TwoStreamConfig,
-    pairwise_dot_products,
 )
+from torchrec_hilomoe.ops import pairwise_dot_products
 
 
 def test_fusion_equals_torchs_bilinear_head_by_head() -> None:
@@ -53,14 +52,6 @@ def _arch(**streams: object) -> HiLoMoETwoStreamArch:
     arch = HiLoMoETwoStreamArch(2, 4, shape, HiLoMoEConfig(3, 4))
     nn.init.normal_(arch.routed_stream[0].expert_u)
     return arch
-
-
-def test_dot_products_equal_torchrecs() -> None:
-    dense, sparse = torch.randn(5, 4), torch.randn(5, 3, 4)
-    expected = InteractionArch(3)(dense, sparse)
-    features = torch.cat((dense.unsqueeze(1), sparse), dim=1)
-    products = torch.cat((dense, pairwise_dot_products(features)), dim=1)
-    torch.testing.assert_close(products, expected)
 
 
 @pytest.mark.parametrize("dot_products", [True, False])

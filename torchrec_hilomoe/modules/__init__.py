@@ -19,7 +19,6 @@ from torchrec_hilomoe.modules.two_stream import (
     BilinearFusion,
     HiLoMoETwoStreamArch,
     TwoStreamConfig,
-    pairwise_dot_products,
 )
 
 __all__ = [
@@ -40,7 +39,6 @@ __all__ = [
     "TwoStreamConfig",
     "expert_diversity_loss",
     "load_balance_loss",
-    "pairwise_dot_products",
     "parameter_part",
     "set_experts_enabled",
     "shared_routing",

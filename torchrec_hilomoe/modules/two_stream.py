@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.modules.linear import HiLoMoELinear
+from torchrec_hilomoe.ops import with_dot_products
+
+torch.fx.wrap("with_dot_products")
 
 # Rows of other lengths than multiples of 32 bytes made products 1.0 to 1.5 times slower (AVX2 CPU).
 _ALIGNMENT = 8
@@ -115,26 +118,6 @@ class BilinearFusion(nn.Module):
         return (self.scale * products.sum(dim=2)).t().type_as(x)
 
 
-def pairwise_dot_products(features: Tensor) -> Tensor:
-    """The dot product of each pair of features, once.
-
-    Args:
-        features (Tensor): ``[B, N, D]``.
-
-    Returns:
-        Tensor: ``[B, N (N - 1) / 2]``, the pairs (0, 1), (0, 2), ... (N - 2, N - 1).
-
-    Example:
-        >>> pairwise_dot_products(torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]))
-        tensor([[11., 17., 39.]])
-    """
-    num_features = features.size(1)
-    products = torch.bmm(features, features.transpose(1, 2)).flatten(1)
-    # Built here and not kept: a buffer on meta would be lost in to_empty().
-    first, second = torch.triu_indices(num_features, num_features, 1, device=features.device)
-    return products.index_select(1, first * num_features + second)
-
-
 class HiLoMoETwoStreamArch(nn.Module):
     """Two wide layers over all features, one with routed experts, and the products of both.
 
@@ -212,11 +195,10 @@ class HiLoMoETwoStreamArch(nn.Module):
         Returns:
             Tensor: ``[B, out_features]``.
         """
-        combined = torch.cat((dense_features, sparse_features.flatten(1)), dim=1)  # [B, (F+1)D]
         if self.dot_products:
-            features = combined.unflatten(1, (-1, dense_features.size(1)))  # [B, F+1, D]
-            padding = combined.new_zeros((combined.size(0), self.padding))
-            combined = torch.cat((combined, pairwise_dot_products(features), padding), dim=1)
+            combined = with_dot_products(dense_features, sparse_features, self.padding)
+        else:
+            combined = torch.cat((dense_features, sparse_features.flatten(1)), dim=1)  # [B, (F+1)D]
         x, y = self.routed_stream(combined), self.plain_stream(combined)
         return torch.cat((x, y, self.fusion(x, y)), dim=1)
 

@@ -1,5 +1,6 @@
 """The mathematics of HiLoMoE as pure functions of tensors."""
 
+from torchrec_hilomoe.ops.dot_products import pairwise_dot_products, with_dot_products
 from torchrec_hilomoe.ops.gather import gathered_experts_linear, gathering_is_cheaper
 from torchrec_hilomoe.ops.linear import (
     building_is_cheaper,
@@ -31,6 +32,7 @@ __all__ = [
     "gram_matrix",
     "hilomoe_linear",
     "hilomoe_linear_reference",
+    "pairwise_dot_products",
     "projecting_keys_is_cheaper",
     "query_space_is_cheaper",
     "route",
@@ -41,4 +43,5 @@ __all__ = [
     "stacked_experts_linear",
     "tiled_experts_linear",
     "tiling_is_cheaper",
+    "with_dot_products",
 ]
