@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,8 @@ def ablation_tables(plan: Plan, runs: pd.DataFrame) -> Iterator[str]:
     for data, entries in _finished(plan, runs).items():
         rows = summary(runs, data)
         yield f"\n### {data}\n"
-        yield "| change | overrides | test AUC | difference | kFLOPs | seeds |"
-        yield "|---|---|---|---|---|---|"
+        yield "| change | overrides | test AUC | difference | kFLOPs | dead experts | seeds |"
+        yield "|---|---|---|---|---|---|---|"
         base = plan.entry(f"{data}/{BASE}")
         for entry in entries:
             row, own = (
@@ -33,7 +34,7 @@ def ablation_tables(plan: Plan, runs: pd.DataFrame) -> Iterator[str]:
             difference = "" if entry is base else str(compare(runs, data, entry.model, BASE))
             yield (
                 f"| {name} | `{overrides}` | {spread(row)} | {difference} "
-                f"| {row.flops / 1e3:,.0f} | {row.seeds:.0f} |"
+                f"| {row.flops / 1e3:,.0f} | {_dead_share(runs, entry)} | {row.seeds:.0f} |"
             ).replace("| `` |", "| |")
     yield ""
 
@@ -71,6 +72,13 @@ def plot_sizes(plan: Plan, runs: pd.DataFrame, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _dead_share(runs: pd.DataFrame, entry: Entry) -> str:
+    """Of the worst seed, router and layer; nothing where there are no experts."""
+    its = runs[(runs.data == entry.data) & (runs.model == entry.model) & (runs.kind == "seed")]
+    worst = its.dead_share.max()
+    return "" if math.isnan(worst) else f"{worst:.1%}"
 
 
 def _finished(plan: Plan, runs: pd.DataFrame) -> dict[str, list[Entry]]:

@@ -40,7 +40,7 @@ def main() -> None:
     text = page.read_text()
     text = replaced(text, "bars", bars_table(models))
     text = replaced(text, "results", tables(models), "Test AUC over FLOPs", "frontier")
-    text = replaced(text, "health", health_table(runs))
+    text = replaced(text, "health", health_table(models))
     text = replaced(text, "ablations", ablation_tables(plan, runs), "Test AUC over sizes", "sizes")
     page.write_text(text)
 
