@@ -81,6 +81,12 @@ def test_the_wider_dtype_is_the_results() -> None:
     torch.testing.assert_close(combined, reference(dense.double(), sparse, 0))
 
 
+@pytest.mark.parametrize("shape", [(1, 4), (5, 1), (5, 3)])
+def test_features_of_other_sizes_are_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        with_dot_products(torch.randn(shape), torch.randn(5, 3, 4))
+
+
 def test_nothing_but_the_result_is_kept_for_the_gradients() -> None:
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):

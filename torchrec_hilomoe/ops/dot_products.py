@@ -24,6 +24,9 @@ def with_dot_products(dense_features: Tensor, sparse_features: Tensor, padding: 
         Tensor: ``[B, (F + 1) D + (F + 1) F / 2 + padding]``, the pairs as
         :func:`pairwise_dot_products` has them.
 
+    Raises:
+        RuntimeError: dense and sparse features differ in B or D.
+
     Example:
         >>> dense, sparse = torch.tensor([[1.0, 2.0]]), torch.tensor([[[3.0, 4.0], [5.0, 6.0]]])
         >>> with_dot_products(dense, sparse, padding=1)
@@ -77,7 +80,8 @@ class _WithDotProducts(torch.autograd.Function):
         combined = dense.new_empty((dense.size(0), sum(parts)))
         flat, products, zeros = combined.split(parts, dim=1)
         features = flat.unflatten(1, (num_features, dim))  # a view
-        features[:, 0], features[:, 1:] = dense, sparse
+        # Not by assignment, which would broadcast features of other sizes.
+        torch.cat((dense.unsqueeze(1), sparse), dim=1, out=features)
         products.copy_(pairwise_dot_products(features))
         zeros.zero_()
         ctx.save_for_backward(combined)
