@@ -41,6 +41,7 @@ class VariantOptions(HiLoMoEOptions):
         temperature (float): divides the logits.
         hierarchy (str): what the query of the next layer reads: the ``scores`` so far, ``none``
             (all layers have the same query) or the ``outputs`` so far, layer after layer.
+        score_weight (float): factor on what the ``scores`` add to the query.
         query_fields (tuple[int, ...] | None): features the query is made of; None is all of them,
             none is a learned query that is the same for every sample.
         expert_relu (bool): a ReLU inside of each expert.
@@ -55,6 +56,7 @@ class VariantOptions(HiLoMoEOptions):
     gate: Literal["softmax", "sigmoid", "centred"] = "softmax"
     temperature: float = 1.0
     hierarchy: Literal["scores", "none", "outputs"] = "scores"
+    score_weight: float = 1.0
     query_fields: tuple[int, ...] | None = None
     expert_relu: bool = False
     expert_v_scale: float = 1.0
@@ -119,7 +121,7 @@ class VariantRouter(HierarchicalRouter):
             logits = query @ layer_keys.t() * scale
             scores = self._gate(logits)
             if self.options.hierarchy == "scores":
-                query = query + scores @ layer_keys
+                query = query + self.options.score_weight * (scores @ layer_keys)
             elif self.options.hierarchy == "outputs" and layer + 1 < len(keys):
                 output = output + experts(layer, scores)
                 query = query + self.readers[layer](output)

@@ -54,6 +54,7 @@ def test_defaults_are_the_library(linear) -> None:
         {"temperature": 0.1},
         {"hierarchy": "none"},
         {"hierarchy": "outputs"},
+        {"score_weight": 4.0},
         {"query_fields": (0, 2)},
         {"query_fields": ()},
         {"expert_relu": True},
@@ -107,6 +108,15 @@ def test_layers_without_hierarchy_do_not_know_of_each_other(linear) -> None:
             layer.router.keys[0] += 1.0
         after = routing(layer, x).logits
         assert torch.equal(after[:, 1:], before[:, 1:]) is independent
+
+
+def test_scores_weigh_in_the_next_query(linear) -> None:
+    x = torch.randn(5, 32)
+    unread, once, four = (
+        routing(linear(score_weight=weight), x).logits[:, 1] for weight in (0.0, 1.0, 4.0)
+    )
+    assert_close(unread, routing(linear(hierarchy="none"), x).logits[:, 1])
+    assert_close(four - unread, 4 * (once - unread))
 
 
 @pytest.mark.parametrize("fields", [(0, 2), ()])
