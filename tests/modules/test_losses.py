@@ -38,9 +38,10 @@ def test_load_balance_formula(top_k) -> None:
     scores, logits = random_routing(top_k=top_k)
     expected = 0.0
     for layer in range(3):
-        chosen = scores[:, layer].topk(top_k or 1).indices
+        kept = 1 if top_k in (None, 4) else top_k  # all kept is dense routing
+        chosen = scores[:, layer].topk(kept).indices
         for expert in range(4):
-            f = (chosen == expert).sum().item() / (50 * (top_k or 1))
+            f = (chosen == expert).sum().item() / (50 * kept)
             expected += 4 * f * scores[:, layer, expert].mean().item()
     actual = load_balance_loss(Routing(scores, logits), top_k)
     torch.testing.assert_close(actual.item(), expected, rtol=1e-5, atol=0.0)
@@ -125,6 +126,30 @@ def test_auxiliary_loss_sums_over_routers_and_linears() -> None:
     torch.testing.assert_close(actual.diversity, diversity)
     expected_total = 0.5 * balance + 0.25 * actual.z_loss + 2.0 * diversity
     torch.testing.assert_close(actual.total, expected_total)
+
+
+@pytest.mark.parametrize("z_weight", [0.0, 0.5])
+@pytest.mark.parametrize("balance_weight", [0.0, 0.5])
+def test_a_loss_of_weight_0_is_not_computed(balance_weight, z_weight) -> None:
+    """Not even as a gradient of zeros, which would reach all keys; nor is its overflow seen."""
+    model = HiLoMoELinear(12, 10, HiLoMoEConfig(3, 4))
+    losses = AuxiliaryLoss(model, AuxiliaryLossConfig(balance_weight, z_weight))
+    scores = random_routing().scores.detach().requires_grad_()
+    logits = torch.full((50, 3, 4), 1.0 if z_weight else 1e30).requires_grad_()
+    model.router.routing = Routing(scores, logits)
+    actual = losses()
+    assert actual.total.isfinite()
+    if balance_weight or z_weight:
+        actual.total.backward()
+    assert (scores.grad is not None) is (actual.load_balance > 0).item() is bool(balance_weight)
+    assert (logits.grad is not None) is (actual.z_loss > 0).item() is bool(z_weight)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["load_balance", "z_loss", "diversity"])
+def test_weights_that_are_no_numbers_are_refused(name, weight) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is a weight of at least 0, got {weight}"):
+        AuxiliaryLossConfig(**{name: weight})
 
 
 def test_auxiliary_loss_trains_router_and_lower_layers() -> None:

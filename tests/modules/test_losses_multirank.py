@@ -19,6 +19,9 @@ from torchrec_hilomoe.modules import (
     HiLoMoEConfig,
     HiLoMoELinear,
     HiLoMoEMLP,
+    Routing,
+    load_balance_loss,
+    z_loss,
 )
 
 BATCH = 20
@@ -55,6 +58,13 @@ def global_batch() -> Tensor:
     return torch.randn(BATCH, 12, generator=torch.Generator().manual_seed(1))
 
 
+def losses_of_unequal_parts(rank: int) -> Tensor:
+    generator = torch.Generator().manual_seed(rank)
+    logits = torch.randn(20, 400 if rank == 0 else 7, 3, 32, generator=generator)
+    routings = [Routing(part.softmax(-1), part) for part in logits]
+    return torch.stack([loss(r) for r in routings for loss in (load_balance_loss, z_loss)])
+
+
 def run_rank(rank: int, folder: Path, first_rows: int) -> None:
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     calls: list[int] = []
@@ -64,6 +74,7 @@ def run_rank(rank: int, folder: Path, first_rows: int) -> None:
     rows = global_batch().split([first_rows, BATCH - first_rows])[rank]
     result = losses_and_gradients(model, rows)
     result["all_reduces"] = torch.tensor(len(calls))
+    result["of_unequal_parts"] = losses_of_unequal_parts(rank)
     torch.save(result, folder / f"rank{rank}.pt")
     dist.barrier()
     sys.stdout.flush()
@@ -79,8 +90,9 @@ def test_two_ranks_equal_the_global_batch(tmp_path: Path, first_rows: int) -> No
     ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
     assert [process.wait(timeout=120) for process in ranks] == [0, 0]
     expected = losses_and_gradients(LossOnly(), global_batch())
-    for rank in range(2):
-        actual = torch.load(tmp_path / f"rank{rank}.pt")
+    results = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    assert torch.equal(*(result.pop("of_unequal_parts") for result in results))
+    for actual in results:
         assert actual.pop("all_reduces") == 1
         # Unused parameters get zeros from DDP and no gradient from autograd.
         for name in actual.keys() - expected.keys():

@@ -1,5 +1,6 @@
 """Auxiliary losses of hierarchical routing, over the global batch under distributed training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,6 +23,13 @@ class _BatchMeans(NamedTuple):
     squared_lse: Tensor  # [L], logsumexp(logits)^2
 
 
+class _Wanted(NamedTuple):
+    """Which of these are needed; the others are left at 0, without a gradient."""
+
+    load_balance: bool = False
+    z_loss: bool = False
+
+
 def load_balance_loss(
     routing: Routing, top_k: int | None = None, group: dist.ProcessGroup | None = None
 ) -> Tensor:
@@ -30,8 +38,8 @@ def load_balance_loss(
     .. math:: \sum_l K \sum_k f_k^{(l)} P_k^{(l)}
 
     with P the mean score and f the share of samples dispatched to an expert, without gradient
-    [P: the loss; R: the sum over layers]. With ``top_k`` a sample is dispatched to its kept
-    experts, 1 / top_k to each; in dense routing to the expert of its highest score. Equal use
+    [P: the loss; R: the sum over layers]. With ``top_k`` below K a sample is dispatched to its
+    kept experts, 1 / top_k to each; in dense routing to the expert of its highest score. Equal use
     gives L, all samples on one expert of each layer L K.
 
     Where ``torch.distributed`` is initialised, f and P are means over the global batch, of equal
@@ -51,7 +59,8 @@ def load_balance_loss(
         >>> load_balance_loss(uniform)
         tensor(3.)
     """
-    return _load_balance(_batch_means([routing], [top_k], group)[0])
+    means = _batch_means([routing], [top_k], _Wanted(load_balance=True), group)
+    return _load_balance(means[0])
 
 
 def z_loss(routing: Routing, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -66,7 +75,8 @@ def z_loss(routing: Routing, group: dist.ProcessGroup | None = None) -> Tensor:
     Returns:
         Tensor: scalar; 0 for a routing of no samples.
     """
-    return _batch_means([routing], [None], group)[0].squared_lse.sum()
+    means = _batch_means([routing], [None], _Wanted(z_loss=True), group)
+    return means[0].squared_lse.sum()
 
 
 def expert_diversity_loss(expert_v: Tensor) -> Tensor:
@@ -102,7 +112,7 @@ class AuxiliaryLossConfig:
         diversity (float): of :func:`expert_diversity_loss`.
 
     Raises:
-        ValueError: a weight is negative.
+        ValueError: a weight is negative or not finite.
     """
 
     __pydantic_config__ = STRICT
@@ -113,7 +123,7 @@ class AuxiliaryLossConfig:
 
     def __post_init__(self) -> None:
         for name in ("load_balance", "z_loss", "diversity"):
-            if getattr(self, name) < 0.0:
+            if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is a weight of at least 0, got {getattr(self, name)}")
 
 
@@ -137,10 +147,13 @@ class AuxiliaryLoss(nn.Module):
     """The auxiliary losses of every router and expert of a model, after its forward.
 
     Reads the routing that each :class:`HierarchicalRouter` keeps in training mode, so the losses
-    need no way through the model's outputs. They are 0 in evaluation mode, and while all experts
-    are disabled. The statistics of all routers travel in one all-reduce.
+    need no way through the model's outputs. They are 0 in evaluation mode, while all experts are
+    disabled, and where their weight is 0. The statistics of all routers travel in one all-reduce.
 
-    Has no inputs: tracers have to take it for a leaf, as TorchRec's pipelines do.
+    Has no inputs: tracers have to take it for a leaf, as TorchRec's pipelines do, and the modules
+    that own the routers as well. Set the mode of the whole model at once, this module with it. A
+    layer that runs twice in one forward counts with its last run, and one under reentrant
+    activation checkpointing has no gradient of these losses: use ``use_reentrant=False``.
 
     Args:
         model (nn.Module): its routers and experts are found once, here. They stay the model's
@@ -180,10 +193,11 @@ class AuxiliaryLoss(nn.Module):
         """
         zero = torch.zeros(())
         load_balance = squared_lse = diversity = zero
-        if self.training and self._routers and (self.config.load_balance or self.config.z_loss):
+        wanted = _Wanted(self.config.load_balance > 0.0, self.config.z_loss > 0.0)
+        if self.training and self._routers and any(wanted):
             routings = [router.routing for router in self._routers]
             top_ks = [router.config.top_k for router in self._routers]
-            means = _batch_means(routings, top_ks, self.process_group)
+            means = _batch_means(routings, top_ks, wanted, self.process_group)
             load_balance = torch.stack([_load_balance(m) for m in means]).sum()
             squared_lse = torch.stack([m.squared_lse.sum() for m in means]).sum()
         experts = [linear.expert_v for linear in self._linears if linear.experts_enabled]
@@ -209,10 +223,15 @@ def _load_balance(means: _BatchMeans) -> Tensor:
 
 
 def _batch_means(
-    routings: Sequence[Routing], top_ks: Sequence[int | None], group: dist.ProcessGroup | None
+    routings: Sequence[Routing],
+    top_ks: Sequence[int | None],
+    wanted: _Wanted,
+    group: dist.ProcessGroup | None,
 ) -> list[_BatchMeans]:
     """Means over the batch of all ranks, of each routing, by one all-reduce of sums and counts."""
-    sums = [_batch_sums(routing, top_k) for routing, top_k in zip(routings, top_ks, strict=True)]
+    sums = [
+        _batch_sums(routing, top_k, wanted) for routing, top_k in zip(routings, top_ks, strict=True)
+    ]
     totals = _sum_over_ranks(torch.cat(sums), group).split([s.numel() for s in sums])
     means = []
     for routing, total in zip(routings, totals, strict=True):
@@ -225,15 +244,22 @@ def _batch_means(
     return means
 
 
-def _batch_sums(routing: Routing, top_k: int | None) -> Tensor:
+def _batch_sums(routing: Routing, top_k: int | None, wanted: _Wanted) -> Tensor:
     """Sums over the samples of one rank and their count, ``[LK + LK + L + 1]``."""
     scores = routing.scores
-    dispatched = scores == scores.amax(dim=-1, keepdim=True) if top_k is None else scores > 0
-    dispatch = dispatched / dispatched.sum(dim=-1, keepdim=True)  # ties share a sample
-    squared_lse = routing.logits.logsumexp(dim=-1).square()
-    count = scores.new_full((1,), scores.size(0))
-    sums = [dispatch.sum(dim=0), scores.sum(dim=0), squared_lse.sum(dim=0), count]
-    return torch.cat([s.flatten() for s in sums])
+    num_samples, num_layers, num_experts = scores.shape
+    dispatch = importance = scores.new_zeros((num_layers, num_experts))
+    squared_lse = scores.new_zeros(num_layers)
+    if wanted.load_balance:
+        dense = top_k is None or top_k == num_experts  # all kept: their highest tells them apart
+        dispatched = scores == scores.amax(dim=-1, keepdim=True) if dense else scores > 0
+        # Ties share a sample.
+        dispatch = (dispatched / dispatched.sum(dim=-1, keepdim=True)).sum(dim=0)
+        importance = scores.sum(dim=0)
+    if wanted.z_loss:
+        squared_lse = routing.logits.logsumexp(dim=-1).square().sum(dim=0)
+    count = scores.new_full((1,), num_samples)
+    return torch.cat([s.flatten() for s in (dispatch, importance, squared_lse, count)])
 
 
 def _sum_over_ranks(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -246,5 +272,5 @@ def _sum_over_ranks(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         return local
     total = local.detach().clone()
     dist.all_reduce(total, group=group)
-    straight_through = local * dist.get_world_size(group)
-    return straight_through + (total - straight_through).detach()
+    gradient = local * dist.get_world_size(group)
+    return total + (gradient - gradient.detach())  # adds exactly 0
