@@ -120,6 +120,17 @@ def test_copies_and_pickles_after_a_forward(tables, make_features):
         torch.testing.assert_close(other(dense, sparse), expected)
 
 
+def test_copies_of_a_compiled_over_arch_have_their_own_weights():
+    arch, features = EnsembleOverArch([nn.Linear(3, 1), nn.Linear(3, 1)]), torch.rand(4, 6)
+    arch.compile(backend="eager")
+    expected = arch(features)
+    for other in (copy.deepcopy(arch), pickle.loads(pickle.dumps(arch))):
+        torch.testing.assert_close(other(features), expected)
+        for parameter in other.parameters():
+            nn.init.zeros_(parameter)
+        assert not other(features).any()
+
+
 @pytest.mark.parametrize("name", ["dlrm", "hilomoe"])
 def test_traces_and_scripts(name, tables, make_features):
     model = _build(name, tables).eval()

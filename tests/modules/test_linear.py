@@ -17,6 +17,7 @@ from torchrec_hilomoe.modules import (
     Routing,
     shared_routing,
 )
+from torchrec_hilomoe.modules.linear import mean_over_tokens
 from torchrec_hilomoe.ops import hilomoe_linear_reference, route_reference
 
 CONFIG = HiLoMoEConfig(num_layers=3, num_experts=4)
@@ -149,6 +150,26 @@ def test_shared_routing_runs_while_any_linear_has_experts() -> None:
     assert shared_routing(router, linears, x).scores.shape == (0, 3, 4)
 
 
+def test_no_tokens_have_no_outputs() -> None:
+    linear = with_experts(HiLoMoELinear(12, 10, HiLoMoEConfig(3, 4)))
+    assert linear(torch.randn(7, 0, 12)).shape == (7, 0, 10)
+
+
+@pytest.mark.parametrize("shape", [(12,), (2, 3, 4, 12)])
+def test_other_shapes_are_refused(shape) -> None:
+    linear = HiLoMoELinear(12, 10, HiLoMoEConfig(3, 4))
+    with pytest.raises(ValueError, match=r"\[B, d\] or \[B, N, d\]"):
+        linear(torch.randn(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_mean_over_tokens_is_that_of_torch(dtype) -> None:
+    x = (torch.rand(2, 2000, 16) * 80.0).to(dtype)  # their sum is no float16
+    torch.testing.assert_close(mean_over_tokens(x), x.mean(1))
+    linear = HiLoMoELinear(16, 8, HiLoMoEConfig(3, 4)).to(dtype)
+    assert linear(x).isfinite().all()
+
+
 MANY_EXPERTS = HiLoMoEConfig(num_layers=3, num_experts=40, top_k=2)
 
 
@@ -209,8 +230,9 @@ def routes_itself(linear: HiLoMoELinear, x: Tensor) -> bool:
     return "SelfRouted" in linear(x).grad_fn.name()
 
 
+@pytest.mark.parametrize("z_weight", [0.0, 0.1])
 @pytest.mark.parametrize("top_k", [None, 2])
-def test_few_experts_route_themselves_to_the_same_numbers(top_k) -> None:
+def test_few_experts_route_themselves_to_the_same_numbers(top_k, z_weight) -> None:
     config = HiLoMoEConfig(2, 4, query_dim=32, top_k=top_k)
     linear, x = with_experts(HiLoMoELinear(40, 10, config)), torch.randn(64, 40)
     nn.init.normal_(linear.router.query.norm.weight)
@@ -218,7 +240,8 @@ def test_few_experts_route_themselves_to_the_same_numbers(top_k) -> None:
     def results(linear: HiLoMoELinear, fused: bool) -> list[Tensor]:
         inputs = x.clone().requires_grad_()
         assert routes_itself(linear, inputs) == fused
-        loss = linear(inputs).square().sum() + AuxiliaryLoss(linear, AuxiliaryLossConfig())().total
+        auxiliary_loss = AuxiliaryLoss(linear, AuxiliaryLossConfig(0.1, z_weight))
+        loss = linear(inputs).square().sum() + auxiliary_loss().total
         return [loss, *linear.router.routing, *grad(loss, [inputs, *linear.parameters()])]
 
     grad = torch.autograd.grad
@@ -233,6 +256,51 @@ def test_few_experts_route_themselves_to_the_same_numbers(top_k) -> None:
 def test_does_not_route_itself_with(options) -> None:
     linear = HiLoMoELinear(40, 10, replace(FEW_EXPERTS, **options))
     assert not routes_itself(linear, torch.randn(64, 40))
+
+
+class Adapted(nn.Linear):
+    """A linear with a low-rank adapter beside its weight."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features)
+        self.load_state_dict(linear.state_dict())
+        self.adapter = nn.Linear(linear.in_features, linear.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.adapter(x)
+
+
+def _adapt(query: nn.Module) -> None:
+    query.projection = Adapted(query.projection)
+
+
+def _normalise(query: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(query.projection)
+    nn.init.ones_(query.projection.parametrizations.weight.original0)
+
+
+def _hook(query: nn.Module) -> None:
+    query.projection.register_forward_hook(lambda module, inputs, output: 2.0 * output)
+
+
+def _hook_before(query: nn.Module) -> None:
+    query.norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].square(),))
+
+
+@pytest.mark.parametrize("change", [_adapt, _normalise, _hook, _hook_before])
+def test_what_stands_in_the_query_works_in_training_too(change) -> None:
+    linear, x = with_experts(HiLoMoELinear(40, 10, FEW_EXPERTS)), torch.randn(64, 40)
+    change(linear.router.query)
+    y = linear(x)
+    torch.testing.assert_close(y, linear.eval()(x), rtol=1e-4, atol=1e-4)
+    y.sum().backward()
+    assert all(parameter.grad is not None for parameter in linear.parameters())
+
+
+def test_query_dropout_that_is_set_later_works() -> None:
+    linear, x = with_experts(HiLoMoELinear(40, 10, FEW_EXPERTS)), torch.randn(64, 40)
+    linear.router.query.dropout.p = 0.5
+    assert not torch.equal(linear(x), linear(x))
 
 
 def test_routes_itself_in_training_on_flat_inputs_alone() -> None:

@@ -111,6 +111,19 @@ def test_copies_keep_no_routing(clone) -> None:
     assert router.routing is kept
 
 
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))]
+)
+def test_copies_of_a_compiled_router_have_their_own_weights(clone) -> None:
+    router, x = HierarchicalRouter(12, CONFIG), torch.randn(7, 12)
+    router.compile(backend="eager")
+    expected = router(x)
+    other = clone(router)
+    torch.testing.assert_close(other(x), expected)
+    nn.init.zeros_(other.keys)
+    torch.testing.assert_close(other(x).scores, torch.full((7, 3, 4), 0.25))
+
+
 def test_kept_routing_moves_with_the_module() -> None:
     router = HierarchicalRouter(12, CONFIG)
     router(torch.randn(7, 12))
@@ -190,6 +203,19 @@ def test_evaluation_follows_the_keys(change, mode) -> None:
     with mode():
         torch.testing.assert_close(tuple(router(x)), expected)
         torch.testing.assert_close(tuple(copy.deepcopy(router)(x)), expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_evaluation_follows_steps_of_training_in_evaluation_mode(fused) -> None:
+    """As with dropout and batch norm switched off; fused steps leave no trace on the keys."""
+    router, x = HierarchicalRouter(12, CONFIG).eval(), torch.randn(7, 12)
+    optimizer = torch.optim.Adam(router.parameters(), lr=1.0, fused=fused)
+    for _ in range(2):
+        with torch.no_grad():
+            expected = route_reference(router.query(x), router.keys)
+            torch.testing.assert_close(tuple(router(x)), expected)
+        router(x).scores.square().sum().backward()
+        optimizer.step()
 
 
 def test_traced_in_evaluation_follows_the_keys() -> None:

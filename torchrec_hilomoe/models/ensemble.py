@@ -99,7 +99,7 @@ class EnsembleOverArch(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # The logits belong to an autograd graph, which can be neither copied nor pickled.
-        return {**self.__dict__, "member_logits": self.member_logits.detach()[:0].clone()}
+        return super().__getstate__() | {"member_logits": self.member_logits.detach()[:0].clone()}
 
 
 class TaskLoss(nn.Module):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
-from torchrec_hilomoe.modules.router import HierarchicalRouter, Routing
+from torchrec_hilomoe.modules.router import HierarchicalRouter, Routing, has_hooks
 from torchrec_hilomoe.ops import (
     gathering_is_cheaper,
     hilomoe_linear,
@@ -147,6 +147,9 @@ class HiLoMoELinear(RoutedLinear):
 
         Returns:
             Tensor: ``[B, o]`` or ``[B, N, o]``.
+
+        Raises:
+            ValueError: x has another number of dimensions.
         """
         if not self._routes_itself(x):
             return super().forward(x, shared_routing(self.router, [self], x))
@@ -157,20 +160,13 @@ class HiLoMoELinear(RoutedLinear):
 
     def _routes_itself(self, x: Tensor) -> bool:
         """Whether router and linear run as one operation, in training alone."""
-        router = self.router
-        hooks = (
-            router._forward_hooks,
-            router._forward_pre_hooks,
-            router._backward_hooks,
-            router._backward_pre_hooks,
-        )
         return (
             isinstance(x, Tensor)  # FX traces with proxies
             and self.experts_enabled
             and not self.expert_dropout.p
-            and not any(hooks)  # they wait for a call of the router
+            and not has_hooks(self.router)
             and self_routing_is_cheaper(x, self.weight)
-            and router.projects_keys(x)
+            and self.router.projects_keys(x)
             and (self.top_k is None or not gathering_is_cheaper(self.expert_u.size(1), self.top_k))
         )
 
@@ -194,6 +190,12 @@ def shared_routing(router: HierarchicalRouter, linears: Iterable[nn.Module], x: 
 
 @torch.fx.wrap
 def mean_over_tokens(x: Tensor) -> Tensor:
-    """``[B, d]`` as it is, ``[B, N, d]`` as ``[B, d]``."""
-    # Not mean(): its backward would write a gradient of the size of x, where sum's is a view.
-    return x if x.dim() == 2 else x.sum(dim=1) * (1.0 / x.size(1))
+    """``[B, d]`` as it is, ``[B, N, d]`` as ``[B, d]``: 0 for N = 0."""
+    if x.dim() == 2:
+        return x
+    if x.dim() != 3:
+        raise ValueError("x has the shape [B, d] or [B, N, d]: reshape it, a sample a row")
+    # Not mean(): its backward would write a gradient of the size of x, where sum's is a view. A sum
+    # of float16 soon leaves its range.
+    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
+    return (x.sum(dim=1, dtype=dtype) * (1.0 / max(x.size(1), 1))).to(x.dtype)

@@ -175,29 +175,39 @@ class HierarchicalRouter(nn.Module):
             x (Tensor): one row per sample, ``[B, in_features]``.
 
         Returns:
-            bool: True for few untied keys, without query dropout, ``recompute`` and autocast.
+            bool: True for few untied keys, without query dropout, ``recompute`` and autocast, and
+            with modules of the query that are as they were built, no hook on them.
         """
         return (
             self.training
             and self.keys is not None
-            and not self.config.query_dropout
             and not self.config.recompute
+            and self._query_is_plain()
             and x.dtype == self.keys.dtype
             and x.dtype in (torch.float32, torch.float64)
             and projecting_keys_is_cheaper(x.size(0), self.in_features, *self.keys.shape)
             and not _autocasts(x)  # it would round the logits
         )
 
+    def _query_is_plain(self) -> bool:
+        """Whether the parameters of an untied query say all that it does."""
+        parts: Any = self.query
+        return (
+            type(parts.norm) is nn.LayerNorm
+            and type(parts.projection) is nn.Linear
+            and type(parts.dropout) is nn.Dropout
+            and not parts.dropout.p
+            and not any(map(has_hooks, (parts, parts.norm, parts.projection, parts.dropout)))
+        )
+
     def _gram(self, keys: Tensor) -> Tensor | None:
         """The Gram matrix where it is a constant; None leaves it to :func:`route`."""
-        if (
-            self.training
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or keys.is_inference()  # has no version
-            or query_space_is_cheaper(*keys.shape)
-        ):
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        if self.training or torch.is_grad_enabled():
+            self._known_gram = None  # fused optimizers step without a new version
+            return None
+        if keys.is_inference() or query_space_is_cheaper(*keys.shape):  # no version; no use
             return None
         state = keys.data_ptr(), keys._version
         if (
@@ -223,7 +233,7 @@ class HierarchicalRouter(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A routing belongs to an autograd graph, which can be neither copied nor pickled.
         no_samples = Routing(*(tensor.detach()[:0].clone() for tensor in self.routing))
-        return {**self.__dict__, "routing": no_samples, "_known_gram": None}
+        return super().__getstate__() | {"routing": no_samples, "_known_gram": None}
 
     def extra_repr(self) -> str:
         """Sizes and gating, as printed by ``repr``."""
@@ -232,6 +242,18 @@ class HierarchicalRouter(nn.Module):
             f"in_features={self.in_features}, num_layers={self.config.num_layers}, "
             f"num_experts={self.config.num_experts}, {gating}, tied_keys={self.config.tied_keys}"
         )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something waits for a call of the module."""
+    return any(
+        (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    )
 
 
 def _autocasts(x: Tensor) -> bool:
