@@ -71,3 +71,20 @@ def test_experts_that_are_disabled_cost_nothing():
     cost = dense_cost(model, 0)
     assert cost == (100 * 50 + 50 + 50 + 1, 2 * (100 * 50 + 50))
     assert with_experts.parameters > cost.parameters
+
+
+def test_one_disabled_layer_of_several_costs_its_experts_alone():
+    model = _model(name="hilomoe_mlp", layer_sizes=[50, 20], num_layers=3, num_experts=4)
+    before = dense_cost(model, 0)
+    model.inter_arch.tower.linears[1].experts_enabled = False
+    after = dense_cost(model, 0)
+    assert before.parameters - after.parameters == 3 * 4 * (50 + 20)
+    assert before.flops_per_sample - after.flops_per_sample == 2 * 3 * 4 * (50 + 20)
+
+
+@pytest.mark.parametrize("num_dense", [0, 3])
+def test_cost_does_not_depend_on_the_dtype(num_dense):
+    tables = [EmbeddingBagConfig(name="t", embedding_dim=8, num_embeddings=4, feature_names=["f"])]
+    collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+    model = build_model(parse_model_config({"embedding_dim": 8}), collection, num_dense)
+    assert dense_cost(model.bfloat16(), num_dense) == dense_cost(model.float(), num_dense)

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torchrec.fx import symbolic_trace
 from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_hilomoe.errors import ConfigError
@@ -141,6 +143,8 @@ def test_starts_as_the_dense_model(name, collection, make_features):
 def test_unknown_key_names_the_known_ones():
     with pytest.raises(ConfigError, match=r"model\.num_expert: unknown key.*num_experts"):
         parse_model_config({"name": "hilomoe", "num_expert": 3})
+    with pytest.raises(ConfigError, match=r"unknown key for model\.name=hilomoe\."):
+        parse_model_config({"num_expert": 3})
 
 
 def test_key_of_another_model_is_unknown():
@@ -162,8 +166,19 @@ def test_value_out_of_range_is_named():
         ("hilomoe_cross", {"num_cross_layers": 0}, r"model\.num_cross_layers .*at least 1.* 0"),
         ("hilomoe_mlp", {"layer_sizes": []}, r"model\.layer_sizes .*at least 1.* \(\)"),
         ("hilomoe_mlp", {"layer_sizes": [8, 0]}, r"model\.layer_sizes .*at least 1.* \(8, 0\)"),
+        ("dcn", {"num_layers": -1}, r"model\.num_layers: .*greater than 0.*-1"),
+        ("dcn", {"low_rank_dim": 0}, r"model\.low_rank_dim: .*greater than 0.* 0"),
+        ("dcn_mixture", {"num_experts": 0}, r"model\.num_experts: .*greater than 0.* 0"),
+        ("projection", {"hidden_layer_sizes": [-9]}, r"model\.hidden_layer_sizes.*greater than 0"),
+        ("projection", {"num_projections": [0, 8]}, r"model\.num_projections.*greater than 0"),
     ],
 )
 def test_sizes_and_scales_out_of_range_are_named(name, options, message, collection):
     with pytest.raises(ConfigError, match=message):
         _build(name, collection, NUM_DENSE, **options)
+
+
+def test_a_projection_of_one_feature_is_refused():
+    table = EmbeddingBagConfig(name="t", embedding_dim=8, num_embeddings=4, feature_names=["f"])
+    with pytest.raises(ConfigError, match=r"model\.name=projection: .*more than one feature"):
+        _build("projection", EmbeddingBagCollection(tables=[table]), num_dense=0)

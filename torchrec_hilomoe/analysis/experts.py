@@ -39,7 +39,8 @@ class ExpertHealth(NamedTuple):
 class ExpertUsage:
     """Watches the routers of a model in evaluation, within a ``with`` block.
 
-    Routers that were scripted or traced away are not found.
+    Routers that were scripted or traced away are not found; those of a model that was compiled
+    are, but their routing is not seen.
 
     Args:
         model (nn.Module): its routers are found once, here.

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchrec_hilomoe.models import InteractionDLRM
-from torchrec_hilomoe.modules import RoutedLinear, parameter_part
+from torchrec_hilomoe.modules import HierarchicalRouter, RoutedLinear
 
 
 class DenseCost(NamedTuple):
@@ -47,13 +47,15 @@ def dense_cost(
         copy.deepcopy(part if part is not None else nn.Identity()).to("meta").eval()
         for part in (model.dense_arch, model.inter_arch, model.over_arch)
     )
-    sparse = torch.empty(batch_size, f, d, device="meta")
+    dtype = next(over_arch.parameters()).dtype
+    sparse = torch.empty(batch_size, f, d, device="meta", dtype=dtype)
     counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
     with counter, torch.no_grad():
         if model.dense_arch is None:
             dense, sparse = sparse[:, 0], sparse[:, 1:]
         else:
-            dense = dense_arch(torch.empty(batch_size, num_dense_features, device="meta"))
+            shape = batch_size, num_dense_features
+            dense = dense_arch(torch.empty(shape, device="meta", dtype=dtype))
         over_arch(inter_arch(dense_features=dense, sparse_features=sparse))
     return DenseCost(
         sum(_parameters(part) for part in (dense_arch, inter_arch, over_arch)),
@@ -63,14 +65,16 @@ def dense_cost(
 
 def _parameters(part: nn.Module) -> int:
     """Parameters that take part in the forward pass."""
-    linears = [module for module in part.modules() if isinstance(module, RoutedLinear)]
-    silent = bool(linears) and not any(linear.experts_enabled for linear in linears)
-    kinds = parameter_part(part)
-    return sum(
-        parameter.numel()
-        for name, parameter in part.named_parameters()
-        if not silent or kinds[name] == "backbone"
-    )
+    silent: set[nn.Parameter] = set()
+    for module in part.modules():
+        if isinstance(module, RoutedLinear) and not module.experts_enabled:
+            silent |= {module.expert_u, module.expert_v}
+        router = getattr(module, "router", None)
+        if isinstance(router, HierarchicalRouter):
+            linears = [m for m in module.modules() if isinstance(m, RoutedLinear)]
+            if not any(linear.experts_enabled for linear in linears):
+                silent |= set(router.parameters())
+    return sum(parameter.numel() for parameter in part.parameters() if parameter not in silent)
 
 
 def _addmm_flops(added: torch.Size, left: torch.Size, right: torch.Size, **kwargs: object) -> int:

@@ -13,14 +13,12 @@ from torch import nn
 from torchrec.models.dlrm import DenseArch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from torchrec_hilomoe.config import STRICT, parse_config
+from torchrec_hilomoe.config import STRICT, Width, parse_config
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models.dlrm import InteractionDLRM
 from torchrec_hilomoe.models.ensemble import EnsembleInteractionArch, EnsembleOverArch
 from torchrec_hilomoe.models.over_arch import OverArch
 from torchrec_hilomoe.models.registry import InteractionContext, get_interaction
-
-Width = Annotated[int, Field(gt=0)]
 
 
 @dataclass
@@ -81,13 +79,14 @@ def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
         >>> config.interaction
         DCNOptions(num_layers=2, low_rank_dim=64)
     """
-    entry = get_interaction(str(values.get("name", ModelConfig.name)))
+    name = str(values.get("name", ModelConfig.name))
+    entry = get_interaction(name)
     common = {f.name for f in dataclasses.fields(ModelConfig)} - {"interaction"}
     own = {f.name for f in dataclasses.fields(entry.config)}
     unknown = sorted(set(values) - common - own)
     if unknown:
         raise ConfigError(
-            f"model.{unknown[0]}: unknown key for model.name={values.get('name')}. "
+            f"model.{unknown[0]}: unknown key for model.name={name}. "
             f"Known keys: {', '.join(sorted(common | own))}"
         )
     config = parse_config(ModelConfig, {k: values[k] for k in common & set(values)}, "model")

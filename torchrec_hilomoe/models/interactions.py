@@ -14,7 +14,7 @@ from torchrec.models.dlrm import (
 )
 from torchrec.modules.crossnet import LowRankCrossNet, LowRankMixtureCrossNet
 
-from torchrec_hilomoe.config import STRICT
+from torchrec_hilomoe.config import STRICT, Width
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models.registry import Interaction, InteractionContext, register_interaction
 from torchrec_hilomoe.modules import (
@@ -96,8 +96,8 @@ class DCNOptions:
 
     __pydantic_config__ = STRICT
 
-    num_layers: int = 3
-    low_rank_dim: int = 64
+    num_layers: Width = 3
+    low_rank_dim: Width = 64
 
 
 @register_interaction("dcn", DCNOptions)
@@ -120,9 +120,9 @@ class DCNMixtureOptions:
 
     __pydantic_config__ = STRICT
 
-    num_layers: int = 3
-    num_experts: int = 4
-    low_rank_dim: int = 32
+    num_layers: Width = 3
+    num_experts: Width = 4
+    low_rank_dim: Width = 32
 
 
 @register_interaction("dcn_mixture", DCNMixtureOptions)
@@ -150,13 +150,15 @@ class ProjectionOptions:
 
     __pydantic_config__ = STRICT
 
-    hidden_layer_sizes: list[int] = field(default_factory=lambda: [128])
-    num_projections: tuple[int, int] = (8, 8)
+    hidden_layer_sizes: list[Width] = field(default_factory=lambda: [128])
+    num_projections: tuple[Width, Width] = (8, 8)
 
 
 @register_interaction("projection", ProjectionOptions)
 def build_projection(context: InteractionContext, config: ProjectionOptions) -> Interaction:
     """Products of two projections, as in `torchrec.models.dlrm.DLRM_Projection`."""
+    if context.num_sparse_features < 1:
+        raise ConfigError("model.name=projection: needs more than one feature; take another model")
     d = context.embedding_dim
     branches = [
         DenseArch(context.in_features, [*config.hidden_layer_sizes, f * d], context.device)
