@@ -8,7 +8,7 @@ python benchmarks/accuracy_report.py              # docs/results.md and its plot
 
 Every finished run is a line of ``benchmarks/results/accuracy.csv``, and is never run again. Tuning
 sees the valid split alone; the split called test here is carved from the valid file, and scored
-once per seed, after tuning.
+once a run, after tuning.
 """
 
 from __future__ import annotations
@@ -104,16 +104,16 @@ def finish(plan: Plan, entry: Entry, runner: Runner) -> None:
 
 
 def tune(plan: Plan, entry: Entry, runner: Runner) -> None:
-    """Optuna on the valid AUC of one seed; the study is made anew from the runs in the table."""
+    """Optuna on the valid AUC of one seed, the same study however often it is stopped.
+
+    It is asked anew from the beginning, and told what the table knows; all else is run.
+    """
     space = {
         key: optuna.distributions.CategoricalDistribution(choices)
         for key, choices in entry.space.items()
     }
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=plan.trials // 2)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    for overrides, value in runner.table.trials(entry):
-        params = dict(override.split("=", 1) for override in overrides)
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
     known = {tuple(sorted(overrides)): value for overrides, value in runner.table.trials(entry)}
     while len(known) < planned_trials(plan, entry):
         trial = study.ask(space)

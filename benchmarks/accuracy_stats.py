@@ -33,9 +33,11 @@ class Comparison(NamedTuple):
 
 
 def newest(runs: pd.DataFrame) -> pd.DataFrame:
-    """Without seeds that were run again, with other choices; trials all stay."""
-    again = runs.duplicated(["data", "model", "seed", "kind"], keep="last")
-    return runs[~(again & (runs.kind == "seed"))]
+    """The seeds of each model's newest configuration, each once; trials all stay."""
+    seeds = runs[runs.kind == "seed"]
+    last = seeds.groupby(["data", "model"]).config.transform("last")
+    kept = seeds[seeds.config == last].drop_duplicates(["data", "model", "seed"], keep="last")
+    return runs[(runs.kind != "seed") | runs.index.isin(kept.index)]
 
 
 def summary(runs: pd.DataFrame, data: str) -> pd.DataFrame:

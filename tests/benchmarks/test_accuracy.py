@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +168,39 @@ def test_runs_once_and_goes_on_when_started_again(plan, tmp_path: Path) -> None:
     assert rows[0]["valid_auc"] == rows[2]["valid_auc"] or best is rows[1]  # seed 0 again
 
 
+@pytest.mark.parametrize("stopped_after", [1, 4, 9])
+def test_a_stopped_tuning_is_the_same_tuning(load, tmp_path: Path, stopped_after: int) -> None:
+    accuracy, entry_of = load("accuracy"), load("accuracy_plan").Entry
+    space = {f"model.{key}": ["1", "2", "3"] for key in ("num_layers", "num_heads", "query_dim")}
+    entry = entry_of("synthetic", "hilomoe", {}, [], space)
+    plan = load("accuracy_plan").Plan(10, [0], [entry])
+
+    class Runner:
+        """Knows the AUC of every choice, but stops."""
+
+        def __init__(self, file: Path, runs: int) -> None:
+            self.table, self.left = load("accuracy_runs").RunTable(file), runs
+
+        def run(self, entry, kind: str, seed: int, chosen: list[str]) -> float:
+            if not self.left:
+                raise load("accuracy_runs").RunError("no time left")
+            self.left -= 1
+            value = random.Random(" ".join(chosen)).random()
+            self.table.append(_row(load, entry, kind, chosen, value))
+            return value
+
+    def tune(file: Path, runs: int) -> list[str]:
+        runner = Runner(file, runs)
+        with contextlib.suppress(load("accuracy_runs").RunError):
+            accuracy.tune(plan, entry, runner)
+        return [row["overrides"] for row in runner.table.rows]
+
+    whole = tune(tmp_path / "whole.csv", 10)
+    assert len(set(whole)) == 10
+    assert tune(tmp_path / "stopped.csv", stopped_after) == whole[:stopped_after]
+    assert tune(tmp_path / "stopped.csv", 10) == whole
+
+
 def test_report_compares_seed_by_seed(load) -> None:
     import pandas as pd
 
@@ -282,5 +317,8 @@ def test_report_takes_the_newest_run_of_a_seed(load, plan) -> None:
 
     entry = load("accuracy_plan").load_plan(plan).entry("synthetic/shipped")
     rows = [_row(load, entry, kind, [], auc) for kind in ("trial", "seed") for auc in (0.6, 0.7)]
-    newest = load("accuracy_stats").newest(pd.DataFrame(rows))
-    assert newest.valid_auc.tolist() == [0.6, 0.7, 0.7]
+    newest = load("accuracy_stats").newest
+    assert newest(pd.DataFrame(rows)).valid_auc.tolist() == [0.6, 0.7, 0.7]
+    # No mean is of two configurations.
+    rows.append(_row(load, entry, "seed", ["model.dropout=0.1"], 0.8) | {"seed": 1})
+    assert newest(pd.DataFrame(rows)).valid_auc.tolist() == [0.6, 0.7, 0.8]
