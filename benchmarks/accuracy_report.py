@@ -62,8 +62,8 @@ def tables(runs: pd.DataFrame) -> Iterable[str]:
         best = best_baseline(runs, data)
         yield f"\n### {data}\n"
         yield (
-            "| model | test AUC | against best baseline | log loss | kFLOPs | parameters "
-            "| seeds, trials |"
+            "| model | test AUC | against best baseline | log loss | kFLOPs "
+            "| dense parameters | seeds, trials |"
         )
         yield "|---|---|---|---|---|---|---|"
         for model, row in rows.iterrows():
@@ -98,7 +98,9 @@ def against(runs: pd.DataFrame, data: str, model: str, best: str | None) -> str:
     """The gain over the best baseline, with its p value."""
     if best is None or model == best:
         return "–"
-    return str(compare(runs, data, model, best))
+    comparison = compare(runs, data, model, best)
+    own = runs[(runs.data == data) & (runs.model == model) & (runs.kind == "seed")].seed.nunique()
+    return f"{comparison}" + (f", {comparison.seeds} pairs" if comparison.seeds < own else "")
 
 
 def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
