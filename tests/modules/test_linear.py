@@ -206,6 +206,17 @@ def test_an_exported_layer_takes_one_sample(num_experts) -> None:
         torch.testing.assert_close(exported.module()(x), linear(x))
 
 
+@pytest.mark.parametrize("num_tokens", [1, 40, 4000])
+def test_an_exported_layer_takes_any_number_of_tokens(num_tokens) -> None:
+    linear = with_experts(HiLoMoELinear(12, 10, CONFIG)).eval()
+    shape = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    x = torch.randn(3, num_tokens, 12)
+    with torch.no_grad():
+        exported = torch.export.export(linear, (torch.randn(5, 7, 12),), dynamic_shapes=(shape,))
+        actual = exported.module()(x)
+        torch.testing.assert_close(actual, linear(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_many_experts_compile_without_graph_break() -> None:
     torch.compiler.reset()

@@ -52,8 +52,11 @@ def hilomoe_linear(
         return gathered_experts_linear(
             x, weight, bias, expert_u, expert_v, scores, gate_scale, top_k
         )
-    num_experts = scores.size(1) * scores.size(2)
-    if building_is_cheaper(_num_tokens(x), x.size(-1), weight.size(0), num_experts):
+    num_experts, num_tokens = scores.size(1) * scores.size(2), _num_tokens(x)
+    # torch.export has no int where N is dynamic, and would hold N to one side of the choice.
+    if isinstance(num_tokens, int) and building_is_cheaper(
+        num_tokens, x.size(-1), weight.size(0), num_experts
+    ):
         return built_weight_linear(x, weight, bias, expert_u, expert_v, scores, gate_scale)
     if torch.jit.is_scripting():
         return stacked_experts_linear(x, weight, bias, expert_u, expert_v, scores, gate_scale)
