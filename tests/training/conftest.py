@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -16,6 +19,25 @@ from torchrec_hilomoe.training import (
     TableOptimizerConfig,
     build_sharded,
     init_process_group,
+    parse_run_config,
+    train,
+)
+from torchrec_hilomoe.training.recorder import Recorder
+
+CONF = Path(__file__).parents[2] / "conf"
+SMALL = (
+    "data.synthetic.train_rows=640",
+    "data.synthetic.valid_rows=256",
+    "data.synthetic.test_rows=64",
+    "data.batch_size=64",
+    "model.embedding_dim=8",
+    "model.dense_arch_layer_sizes=[8]",
+    "model.expert_width=10",
+    "model.plain_width=10",
+    "model.num_experts=4",
+    "training=single_stage",
+    "training.stages.joint.epochs=2",
+    "checkpoint.every_batches=5",
 )
 
 
@@ -89,3 +111,43 @@ def make_model(
         )
 
     return make
+
+
+class Killed(Exception):
+    """Ends a training between two batches, as kill -9 does."""
+
+
+@pytest.fixture
+def run_training(
+    device: torch.device, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    """Runs a whole training of 2 epochs of 10 batches in this process; returns its metrics.
+
+    Takes overrides of the configuration, and the batch after which it is `Killed`.
+    """
+    cache = tmp_path_factory.getbasetemp() / "cache"
+
+    def run(output_dir: Path, *overrides: str, kill_after: int | None = None) -> dict[str, Any]:
+        own = [f"output_dir={output_dir}", f"data.cache_dir={cache}"]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", [*SMALL, *own, *overrides])
+        values = OmegaConf.to_container(config, resolve=True)
+        values = {k: v for k, v in values.items() if k not in ("experiment", "logging")}
+        advance, batches = Recorder.advance, 0
+
+        def advance_or_die(recorder: Recorder, *losses: float | None) -> None:
+            nonlocal batches
+            batches += 1
+            if batches == kill_after:
+                raise Killed
+            advance(recorder, *losses)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Recorder, "advance", advance_or_die)
+            if kill_after is None:
+                return train(parse_run_config(values))
+            with pytest.raises(Killed):
+                train(parse_run_config(values))
+            return {}
+
+    return run

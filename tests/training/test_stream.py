@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from torchrec_hilomoe.training.stream import BatchStream
 
 
 @pytest.fixture
-def data(tmp_path) -> DataSource:
-    """50 rows in batches of 8: six full ones and one of two rows an epoch."""
+def open_rank(tmp_path) -> Callable[[int], DataSource]:
+    """50 rows in batches of 8: six full ones and one of two rows an epoch; for rank 0 of some."""
     rows = "".join(f"{i % 2},u{i}\n" for i in range(50))
     (tmp_path / "train.csv").write_text("label,user\n" + rows)
     values = {
@@ -22,7 +23,12 @@ def data(tmp_path) -> DataSource:
         "cache_dir": str(tmp_path / "cache"),
     }
     config = parse_config(DataConfig, values)
-    return open_data(config, rank=0, world_size=1, seed=0)
+    return lambda ranks: open_data(config, rank=0, world_size=ranks, seed=0)
+
+
+@pytest.fixture
+def data(open_rank) -> DataSource:
+    return open_rank(1)
 
 
 def _ids(batch) -> torch.Tensor:
@@ -41,6 +47,21 @@ def test_a_stream_from_a_position_is_the_rest_of_the_whole_one(data, taken):
     ):
         assert torch.equal(_ids(actual), _ids(wanted))
     assert (resumed.epoch, resumed.position) == (expected.epoch, expected.position)
+
+
+def test_an_epoch_that_ended_on_more_batches_goes_on_with_the_next(open_rank):
+    """The last batch has two rows: enough for one rank, dropped on two."""
+    ended = BatchStream(open_rank(1))
+    for _ in range(7):
+        next(ended)
+    resumed, expected = BatchStream(open_rank(2), ended.epoch, ended.position), open_rank(2)
+    assert resumed.batches_per_epoch == 6
+    assert resumed.until_evaluation(1) == 6
+    for actual, wanted in zip(resumed, expected.loader("train", epoch=1), strict=False):
+        assert torch.equal(_ids(actual), _ids(wanted))
+        if resumed.position == 6:
+            break
+    assert (resumed.epoch, resumed.position) == (1, 6)
 
 
 def test_evaluation_points_are_spread_over_the_epoch(data):

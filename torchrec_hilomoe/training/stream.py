@@ -14,7 +14,8 @@ class BatchStream(Iterator[CTRBatch]):
     Args:
         data (DataSource): with a train split.
         epoch (int): the epoch of the first batch.
-        position (int): batches of that epoch to leave out.
+        position (int): batches of that epoch to leave out; all of them if it has fewer, as when
+            other numbers of ranks drop another rest.
 
     Attributes:
         epoch (int): the epoch of the next batch.
@@ -25,9 +26,9 @@ class BatchStream(Iterator[CTRBatch]):
     def __init__(self, data: DataSource, epoch: int = 0, position: int = 0) -> None:
         self._data = data
         self.epoch = epoch
-        self.position = position
         self.batches_per_epoch = len(data.loader("train"))
-        self._iterator = iter(data.loader("train", epoch=epoch, start=position))
+        self.position = min(position, self.batches_per_epoch)
+        self._iterator = iter(data.loader("train", epoch=epoch, start=self.position))
 
     def __next__(self) -> CTRBatch:
         if self.position == self.batches_per_epoch:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _FREE = ("checkpoint", "sharding", "output_dir", "data.cache_dir", "data.num_workers",
          "training.log_every", "training.timeout_minutes", "training.on_non_finite")  # fmt: skip
 # Without these the saved position means nothing.
-_FIXED = ("model", "seed", "features", "encoder", "data.batch_size", "data.shuffle",
+_FIXED = ("model", "seed", "features", "encoder", "rows.train", "data.batch_size", "data.shuffle",
           "data.shuffle_buffer")  # fmt: skip
 
 
