@@ -43,11 +43,13 @@ class RunInfo:
         config (dict[str, Any]): the run's configuration as JSON holds it.
         world_size (int): number of ranks that wrote it.
         progress (Progress): where the run stood.
+        best (bool): it was the best so far.
     """
 
     config: dict[str, Any]
     world_size: int
     progress: Progress
+    best: bool
 
 
 def write_info(checkpoint: Path, model: ModelConfig, features: FeatureSpec) -> None:
@@ -74,7 +76,7 @@ def read_info(checkpoint: Path) -> CheckpointInfo:
     Raises:
         ConfigError: there is no checkpoint.
     """
-    content = _read(checkpoint, _MODEL_FILE)
+    content = _read(checkpoint, _MODEL_FILE, "model", "features")
     features = FeatureSpec(
         dense=tuple(content["features"]["dense"]),
         sparse=tuple(SparseFeature(**feature) for feature in content["features"]["sparse"]),
@@ -99,19 +101,21 @@ def read_run(checkpoint: Path) -> RunInfo:
         checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/last``.
 
     Returns:
-        RunInfo: configuration, world size, progress.
+        RunInfo: configuration, world size, progress, whether it was the best.
 
     Raises:
         ConfigError: there is no checkpoint.
     """
-    content = _read(checkpoint, _RUN_FILE)
+    content = _read(checkpoint, _RUN_FILE, "config", "world_size", "progress")
     progress = parse_config(Progress, content["progress"], f"{checkpoint / _RUN_FILE}: progress")
-    return RunInfo(content["config"], content["world_size"], progress)
+    return RunInfo(content["config"], content["world_size"], progress, content.get("best", False))
 
 
-def _read(checkpoint: Path, name: str) -> dict[str, Any]:
+def _read(checkpoint: Path, name: str, *keys: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((checkpoint / name).read_text())
+        if missing := [key for key in keys if key not in content]:
+            raise ValueError(f"{name} lacks {', '.join(missing)}")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"checkpoint: {checkpoint} is no checkpoint of this library ({error}); name a folder "

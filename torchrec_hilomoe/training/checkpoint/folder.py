@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import distributed as dist
@@ -23,7 +23,10 @@ class CheckpointFolder:
     """The checkpoints of a run.
 
     Each is a new folder ``step-…``, written aside and renamed when it is whole; then the links
-    ``last`` and ``best`` move. A process that dies half-way leaves the earlier ones untouched.
+    ``last`` and ``best`` move. A process that dies half-way leaves the earlier ones untouched, and
+    one that dies before the links have moved is made up for by `relink`.
+
+    Every rank makes one, and calls its methods together with all others.
 
     Args:
         folder (Path): seen by all ranks; created on the first save.
@@ -35,14 +38,15 @@ class CheckpointFolder:
     def __init__(self, folder: Path, keep_last: int, resumed_from: Path | None = None) -> None:
         self.path = folder
         self._keep_last = keep_last
-        known = [path.name for path in checkpoints_in(folder)]
-        resumed = resumed_from.resolve() if resumed_from else None
-        self._own: list[str] = []
-        if resumed is not None and resumed.parent == folder.resolve():
-            self._own = known[: known.index(resumed.name) + 1]
+        self._own = broadcast(_lineage(folder, resumed_from) if is_main_rank() else [])
+
+    @property
+    def own(self) -> list[Path]:
+        """The run's checkpoints, oldest first, from those that the resumed one came after."""
+        return [self.path / name for name in self._own]
 
     def write(self, step: int, fill: Callable[[Path], None], *links: str) -> Path:
-        """Adds a checkpoint. Every rank must call it.
+        """Adds a checkpoint.
 
         Args:
             step (int): global step, names the folder.
@@ -61,14 +65,34 @@ class CheckpointFolder:
             self._on_main_rank(lambda: _make_empty(temporary))
             fill(temporary)
             digests = self._digests(temporary)
-            self._on_main_rank(lambda: _complete(temporary, digests, self.path / name))
+            own = [*self._own, name]
+
+            def complete() -> None:
+                # In one step on rank 0: if another rank dies, the links move all the same.
+                _complete(temporary, digests, self.path / name)
+                self._point(dict.fromkeys(links, name))
+                self._prune(own)
+
+            self._on_main_rank(complete)
         except BaseException:
             if is_main_rank():
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._own.append(name)
-        self._on_main_rank(lambda: self._point_and_prune(name, links))
+        self._own = own
         return self.path / name
+
+    def relink(self, best: Path | None) -> None:
+        """Points ``last`` to the checkpoint that is resumed, and ``best`` to the best one.
+
+        Args:
+            best (Path | None): one of ``own``; None if it is not among them.
+
+        Raises:
+            CheckpointError: a link could not be moved; raised on every rank.
+        """
+        if self._own:
+            links = {"last": self._own[-1]} | ({"best": best.name} if best else {})
+            self._on_main_rank(lambda: self._point(links))
 
     def link(self, name: str) -> Path | None:
         """What a link points to.
@@ -115,10 +139,15 @@ class CheckpointFolder:
         dist.all_gather_object(parts, agree(own))
         return {name: digest for part in parts for name, digest in part.items()}
 
-    def _point_and_prune(self, name: str, links: tuple[str, ...]) -> None:
-        for link in links:
-            _point(self.path / link, name)
-        kept = {*self._own[-self._keep_last :]}
+    def _point(self, links: Mapping[str, str]) -> None:
+        for link, name in links.items():
+            path = self.path / link
+            if not (path.is_symlink() and os.readlink(path) == name):
+                _point(path, name)
+
+    def _prune(self, own: list[str]) -> None:
+        """Removes what is neither among the last of the run's checkpoints nor linked to."""
+        kept = {*own[-self._keep_last :]}
         kept |= {os.readlink(path) for path in self.path.iterdir() if path.is_symlink()}
         for path in checkpoints_in(self.path):
             if path.name not in kept:
@@ -143,6 +172,15 @@ def checkpoints_in(folder: Path) -> list[Path]:
         if (match := _NAME.fullmatch(path.name)) and path.is_dir()
     ]
     return [path for _, _, path in sorted(found)]
+
+
+def _lineage(folder: Path, resumed_from: Path | None) -> list[str]:
+    """Names of the resumed checkpoint and those before it; none if it is in another folder."""
+    known = [path.name for path in checkpoints_in(folder)]
+    resumed = resumed_from.resolve() if resumed_from else None
+    if resumed is None or resumed.parent != folder.resolve():
+        return []
+    return known[: known.index(resumed.name) + 1]
 
 
 def _is_own(path: Path) -> bool:

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from torchrec_hilomoe.data import DataSource
-from torchrec_hilomoe.errors import CheckpointError
+from torchrec_hilomoe.errors import CheckpointError, ConfigError
 from torchrec_hilomoe.models import ModelConfig
 from torchrec_hilomoe.training.checkpoint.description import (
     ENCODER,
@@ -29,7 +29,7 @@ from torchrec_hilomoe.training.checkpoint.resume import (
 )
 from torchrec_hilomoe.training.checkpoint.state import load_training, load_weights, save_tensors
 from torchrec_hilomoe.training.config import CheckpointConfig
-from torchrec_hilomoe.training.distributed import agree, is_main_rank
+from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank
 from torchrec_hilomoe.training.optimizers import StageOptimizer
 from torchrec_hilomoe.training.progress import Progress
 
@@ -76,6 +76,8 @@ class RunCheckpoints:
             if is_main_rank():
                 logger.info("resuming %s, at batch %d", source, saved.progress.step)
         self._folder = CheckpointFolder(folder, config.keep_last, source)
+        if self.resumed is not None:
+            self._folder.relink(self._find_best(self.resumed.progress))
 
     def save(
         self,
@@ -101,7 +103,7 @@ class RunCheckpoints:
             if is_main_rank():
                 self._data.save(folder / ENCODER)
                 write_info(folder, self._model_config, self._data.features)
-                write_run(folder, RunInfo(self._run, dist.get_world_size(), progress))
+                write_run(folder, RunInfo(self._run, dist.get_world_size(), progress, best))
 
         self._folder.write(progress.step, fill, *(("last", "best") if best else ("last",)))
 
@@ -119,6 +121,19 @@ class RunCheckpoints:
             return
         same_world = self.resumed.world_size == dist.get_world_size()
         load_training(model, optimizer, self._source / WEIGHTS, same_world)
+
+    def _find_best(self, progress: Progress) -> Path | None:
+        """The checkpoint in the run's folder whose valid AUC is the best of a progress."""
+
+        def is_best(checkpoint: Path) -> bool:
+            try:
+                saved = read_run(checkpoint)
+            except ConfigError:
+                return False  # damaged
+            return saved.best and saved.progress.best_auc == progress.best_auc
+
+        newest_first = reversed(self._folder.own)
+        return broadcast(next(filter(is_best, newest_first), None) if is_main_rank() else None)
 
     def load_best(self, model: DistributedModelParallel) -> None:
         """Loads the best weights; the last ones, with a warning, if those are gone or damaged.
