@@ -45,3 +45,42 @@ def test_links_that_a_dead_process_left_behind_are_moved_on(run_training, tmp_pa
     run_training(tmp_path / "run")
     run_training(tmp_path / "whole")
     assert _metrics(tmp_path / "run") == _metrics(tmp_path / "whole")
+
+
+def test_a_best_of_the_run_before_is_not_taken_for_that_of_a_new_one(run_training, tmp_path):
+    run = tmp_path / "run"
+    run_training(run, "training.stages.joint.epochs=3")
+    assert int(_links(run)["best"][5:]) > 5
+    # Saved once, before its first evaluation.
+    run_training(run, "seed=1", "checkpoint.resume=never", kill_after=7)
+    assert _links(run) == {"last": "step-00000005"}
+    run_training(run, "seed=1")
+    run_training(tmp_path / "whole", "seed=1")
+    assert _metrics(run) == _metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "best"), [(100, "step-00000010"), (2, "step-00000020.1")], ids=["kept", "removed"]
+)
+def test_a_best_of_an_abandoned_branch_is_not_reported(run_training, tmp_path, keep_last, best):
+    """The branch begins between the evaluations, at 10 and 20, and gets worse."""
+    run, keep = tmp_path / "run", f"checkpoint.keep_last={keep_last}"
+    run_training(run, keep)
+    assert _links(run)["best"] == "step-00000020"
+    branch = run / "checkpoints" / "step-00000015"
+    worse = "optimizer.backbone.learning_rate=1"
+    metrics = run_training(run, keep, worse, f"checkpoint.resume={branch}")
+    assert _links(run) == {"last": "step-00000020.1", "best": best}
+    saved = json.loads((run / "checkpoints" / best / "run.json").read_text())
+    assert metrics["valid"]["auc"] == saved["progress"]["best_auc"]
+
+
+def test_a_run_from_a_checkpoint_elsewhere_has_a_best_of_its_own(run_training, tmp_path):
+    """Though it gets worse from there on."""
+    run_training(tmp_path / "source")
+    source = tmp_path / "source" / "checkpoints" / "step-00000015"
+    run, worse = tmp_path / "run", "optimizer.backbone.learning_rate=1"
+    metrics = run_training(run, worse, f"checkpoint.resume={source}")
+    assert _links(run) == {"last": "step-00000020", "best": "step-00000020"}
+    saved = json.loads((run / "checkpoints" / "best" / "run.json").read_text())
+    assert metrics["valid"]["auc"] == saved["progress"]["best_auc"]

@@ -23,7 +23,7 @@ class Progress:
         evaluation_due (bool): an evaluation comes before the next batch.
         since_best (int): evaluations of this stage since the last new best.
         valid_auc (float | None): of the last evaluation.
-        best_auc (float | None): best valid AUC so far.
+        best_auc (float | None): best valid AUC so far; its weights are in the output folder.
         plateau (float): the factor of the ``plateau`` schedule.
         skipped (int): batches left out because loss or gradients were not finite.
         stages (dict): per stage, its batches, its valid AUC before and after, and `ExpertHealth` of

@@ -70,7 +70,7 @@ class CheckpointFolder:
             def complete() -> None:
                 # In one step on rank 0: if another rank dies, the links move all the same.
                 _complete(temporary, digests, self.path / name)
-                self._point(dict.fromkeys(links, name))
+                self._point(dict.fromkeys(links, name), own)
                 self._prune(own)
 
             self._on_main_rank(complete)
@@ -92,7 +92,7 @@ class CheckpointFolder:
         """
         if self._own:
             links = {"last": self._own[-1]} | ({"best": best.name} if best else {})
-            self._on_main_rank(lambda: self._point(links))
+            self._on_main_rank(lambda: self._point(links, self._own))
 
     def link(self, name: str) -> Path | None:
         """What a link points to.
@@ -139,16 +139,23 @@ class CheckpointFolder:
         dist.all_gather_object(parts, agree(own))
         return {name: digest for part in parts for name, digest in part.items()}
 
-    def _point(self, links: Mapping[str, str]) -> None:
+    def _point(self, links: Mapping[str, str], own: list[str]) -> None:
+        """Moves links, and removes those to what is not the run's own."""
+        present = self._links()
         for link, name in links.items():
-            path = self.path / link
-            if not (path.is_symlink() and os.readlink(path) == name):
-                _point(path, name)
+            if present.get(link) != name:
+                _point(self.path / link, name)
+        for link in ("last", "best"):
+            if link in present.keys() - links.keys() and present[link] not in own:
+                (self.path / link).unlink()
+
+    def _links(self) -> dict[str, str]:
+        """All links in the folder, by name; users may have added some."""
+        return {path.name: os.readlink(path) for path in self.path.iterdir() if path.is_symlink()}
 
     def _prune(self, own: list[str]) -> None:
-        """Removes what is neither among the last of the run's checkpoints nor linked to."""
-        kept = {*own[-self._keep_last :]}
-        kept |= {os.readlink(path) for path in self.path.iterdir() if path.is_symlink()}
+        """Removes all but the last of the run's checkpoints and those that are linked to."""
+        kept = {*own[-self._keep_last :]} | ({*own} & {*self._links().values()})
         for path in checkpoints_in(self.path):
             if path.name not in kept:
                 # First under a name that no one takes for whole: removing takes time.

@@ -77,7 +77,10 @@ class RunCheckpoints:
                 logger.info("resuming %s, at batch %d", source, saved.progress.step)
         self._folder = CheckpointFolder(folder, config.keep_last, source)
         if self.resumed is not None:
-            self._folder.relink(self._find_best(self.resumed.progress))
+            best = self._find_best(self.resumed.progress)
+            if best is None:  # its weights are gone, or in another folder: the next one is the best
+                self.resumed.progress.best_auc = None
+            self._folder.relink(best)
 
     def save(
         self,
