@@ -52,6 +52,12 @@ def test_a_gpu_gives_the_same() -> None:
     assert health.usage_entropy == pytest.approx(expected.usage_entropy, abs=1e-4)
 
 
+def test_a_router_that_diverged_is_left_out() -> None:
+    x = torch.randn(5, 16)
+    x[2, 3] = float("nan")
+    assert _health(_model(), x) == {}
+
+
 def test_dead_experts_are_found() -> None:
     model = _model(query_dim=3)
     with torch.no_grad():  # the query is (1, 0, 0): expert 0 of layer 0 takes all

@@ -65,6 +65,18 @@ def test_one_class_has_no_auc():
     assert metrics["logloss"] == pytest.approx((math.log(2) + math.log1p(math.exp(-1))) / 2)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_model_has_no_metrics(value, caplog):
+    logits, labels = _random()
+    logits[7] = value
+    predictions = Predictions()
+    predictions.add(logits, labels.sort().values, torch.arange(500) % 7)
+    metrics = predictions.compute()
+    assert metrics.pop("samples") == 500
+    assert metrics == dict.fromkeys(("auc", "logloss", "ne", "calibration", "gauc"))
+    assert "1 of 500 predictions" in caplog.text
+
+
 def test_no_samples():
     assert Predictions().compute()["samples"] == 0
 

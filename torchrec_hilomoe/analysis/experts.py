@@ -85,7 +85,7 @@ class ExpertUsage:
 
         Returns:
             dict[str, ExpertHealth]: by the router's name in the model; routers that did not run,
-            since all their experts are disabled, are left out.
+            since all their experts are disabled, or whose scores are not finite, are left out.
         """
         health = {name: tally.compute() for name, tally in self._routers.items()}
         return {name: value for name, value in health.items() if value is not None}
@@ -142,7 +142,7 @@ class _Tally:
             own, parts = parts[0], [parts[0]] * dist.get_world_size()
             dist.all_gather_object(parts, own)
         count, scores, entropy = (torch.stack([p[i] for p in parts]).sum(dim=0) for i in range(3))
-        if not count:
+        if not count or not scores.isfinite().all():
             return None
         num_layers, num_experts = scores.shape
         mean, unit = scores / count, math.log(num_experts) or 1.0

@@ -101,6 +101,8 @@ class TrainingConfig:
         on_non_finite (str): what happens to a batch whose loss or gradients are not finite:
             ``raise`` ends the training; ``skip`` leaves it out on every rank, before anything
             learns from it, and counts it. The batch is saved in ``OUTPUT_DIR/non_finite``.
+            Predictions on valid that are not finite end the training under ``raise`` too; under
+            ``skip`` they have no metrics and are never the best.
         log_every (int): batches between two records of the loss.
         timeout_minutes (float): ranks that wait so long for another one end with an error.
     """

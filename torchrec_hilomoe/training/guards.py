@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ _RANDOM_AUC = 0.005
 
 class NonFiniteGuard:
     """Decides what happens to a batch whose loss or gradients are not finite.
+
+    Predictions that are not finite end the training under ``raise`` too; they are no batch to be
+    left out.
 
     Args:
         policy (str): ``raise`` or ``skip`` (``training.on_non_finite``).
@@ -76,6 +80,22 @@ class NonFiniteGuard:
                 "is in %s", self._progress.step, loss.item(), self._save(batch),
             )  # fmt: skip
         return False
+
+    def check_evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """Looks at what `Predictions.compute` gives, which is the same on every rank.
+
+        Args:
+            metrics (Mapping[str, Any]): of the valid split.
+
+        Raises:
+            TrainingError: under ``raise``, if predictions were not finite.
+        """
+        if not self.skips and metrics["samples"] and metrics["logloss"] is None:
+            raise TrainingError(
+                f"evaluation after batch {self._progress.step}: predictions on valid are not "
+                "finite. Lower the learning rates, set training.gradient_clip_norm, or go on "
+                "without the metrics with training.on_non_finite=skip"
+            )
 
     def _save(self, batch: CTRBatch) -> Path:
         path = self._folder / f"batch-{self._progress.step:08d}-rank{dist.get_rank()}.pt"

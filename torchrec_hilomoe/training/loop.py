@@ -237,6 +237,7 @@ class Trainer:
             return False
         progress.evaluation_due = False
         metrics = predictions.compute()
+        self._guard.check_evaluation(metrics)
         self._recorder.scalars("valid", metrics, progress.step)
         progress.valid_auc = auc = metrics["auc"]
         if not progress.step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
@@ -9,6 +10,9 @@ from torch import distributed as dist
 from torchmetrics.functional.classification import binary_auroc
 
 from torchrec_hilomoe.data import PADDING_LABEL
+from torchrec_hilomoe.training.distributed import is_main_rank
+
+logger = logging.getLogger(__name__)
 
 
 class Predictions:
@@ -60,13 +64,18 @@ class Predictions:
                 (normalised entropy: log loss over that of always predicting the mean label),
                 ``calibration`` (mean prediction over mean label), ``samples``, and ``gauc`` where
                 groups were given: the AUC within each group that has both classes, weighted by
-                its samples.
+                its samples. All but ``samples`` are None if a logit is not finite.
         """
         logits = _gather(torch.cat(self._logits) if self._logits else torch.empty(0))
         labels = _gather(torch.cat(self._labels) if self._labels else torch.empty(0))
-        metrics: dict[str, float | int | None] = {"samples": labels.numel()}
-        if labels.numel() == 0:
-            return metrics | {"auc": None, "logloss": None, "ne": None, "calibration": None}
+        group = self._gathered_groups()
+        names = ["auc", "logloss", "ne", "calibration"] + (["gauc"] if group is not None else [])
+        metrics: dict[str, float | int | None] = {"samples": labels.numel(), **dict.fromkeys(names)}
+        broken = int((~logits.isfinite()).sum())
+        if broken and is_main_rank():
+            logger.warning("%d of %d predictions are not finite", broken, labels.numel())
+        if broken or labels.numel() == 0:
+            return metrics
         mean = labels.double().mean().item()
         both = 0.0 < mean < 1.0
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -78,16 +87,16 @@ class Predictions:
         metrics["logloss"] = loss
         metrics["ne"] = loss / entropy if entropy else None
         metrics["calibration"] = scores.mean().item() / mean if mean > 0 else None
-        if self._has_groups():
-            metrics["gauc"] = grouped_auc(
-                logits, labels, _gather(torch.cat(self._groups or [torch.empty(0).long()]))
-            )
+        if group is not None:
+            metrics["gauc"] = grouped_auc(logits, labels, group)
         return metrics
 
-    def _has_groups(self) -> bool:
-        """Whether any rank saw a group: a rank without samples must join the gather."""
-        flag = torch.tensor(float(bool(self._groups)))
-        return bool(_gather(flag.reshape(1)).any())
+    def _gathered_groups(self) -> torch.Tensor | None:
+        """Groups of all ranks, if any rank saw some: one without samples must join the gather."""
+        seen = torch.tensor([float(bool(self._groups))])
+        if not _gather(seen).any():
+            return None
+        return _gather(torch.cat(self._groups or [torch.empty(0).long()]))
 
 
 def _auc(logits: torch.Tensor, labels: torch.Tensor) -> float:
