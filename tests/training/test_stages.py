@@ -6,16 +6,25 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.models.dlrm import DLRM
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from torchrec_hilomoe.modules import AuxiliaryLossConfig
+from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.models import DLRM_HiLoMoETrain
+from torchrec_hilomoe.modules import AuxiliaryLossConfig, HiLoMoEConfig, HiLoMoELinear
 from torchrec_hilomoe.training import (
     OptimizerConfig,
     PartOptimizerConfig,
+    ShardingConfig,
     StageConfig,
     StageOptimizer,
     TableOptimizerConfig,
     enter_stage,
+    init_tables,
+    make_tables,
+    shard_model,
 )
 
 WARM_UP = StageConfig(train=["tables", "backbone"], experts=False, batches=1)
@@ -88,6 +97,60 @@ def test_each_stage_moves_just_its_parts(make_model, make_batch, name, tables):
         before = _snapshot(model)
         _train(model, stage, [make_batch(10 * seed + i) for i in range(4)], tables)
         assert _changed_parts(before, _snapshot(model)) == expected
+
+
+class OwnSparseArch(nn.Module):
+    """Looks tables up in a way of its own."""
+
+    def __init__(self, tables: EmbeddingBagCollection) -> None:
+        super().__init__()
+        self.embedding_bag_collection = tables
+
+    def forward(self, features):
+        pooled = self.embedding_bag_collection(features)
+        return torch.stack([pooled[name] for name in features.keys()], dim=1)  # noqa: SIM118
+
+
+@pytest.fixture
+def make_plain_dlrm(device, features):
+    """TorchRec's own DLRM with a `HiLoMoELinear`, as the README has it, sharded."""
+
+    def make(**replaced):
+        model = DLRM(make_tables(features, 8), 2, [8], [6, 1])
+        model.over_arch = HiLoMoELinear(8 + 6, 1, HiLoMoEConfig(num_layers=2, num_experts=4))
+        for name, build in replaced.items():
+            setattr(model, name, build(model))
+        sharded = shard_model(
+            DLRM_HiLoMoETrain(model), ShardingConfig(), TableOptimizerConfig(), device
+        )
+        init_tables(sharded, seed=0)
+        return sharded
+
+    return make
+
+
+def test_stages_of_torchrecs_own_dlrm_move_just_their_parts(make_plain_dlrm, make_batch):
+    model = make_plain_dlrm()
+    for seed, (stage, expected) in enumerate(
+        [
+            (SPECIALISE, {"experts", "router"}),
+            (JOINT, {"tables", "backbone", "experts", "router"}),
+            (SPECIALISE, {"experts", "router"}),
+        ]
+    ):
+        enter_stage(model, stage)
+        before = _snapshot(model)
+        _train(model, stage, [make_batch(10 * seed + i) for i in range(4)])
+        assert _changed_parts(before, _snapshot(model)) == expected
+
+
+def test_tables_that_cannot_be_frozen_are_an_error(make_plain_dlrm):
+    model = make_plain_dlrm(
+        sparse_arch=lambda dlrm: OwnSparseArch(dlrm.sparse_arch.embedding_bag_collection)
+    )
+    enter_stage(model, JOINT)
+    with pytest.raises(ConfigError, match="in model.sparse_arch.embedding_bag_collection: only"):
+        enter_stage(model, SPECIALISE)
 
 
 def test_first_step_of_specialise_moves_only_u_by_the_task_loss(make_model, make_batch):

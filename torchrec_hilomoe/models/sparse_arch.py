@@ -15,7 +15,8 @@ class SparseArch(dlrm.SparseArch):
     Fused optimizers update the tables during the backward pass, so that neither ``requires_grad``
     nor a learning rate of zero freezes them (the optimizer state would still move). Looking the
     embeddings up without autograd does: weights and optimizer state stay bit-identical, and the
-    backward pass and its communication are saved.
+    backward pass and its communication are saved. A training that freezes tables makes one of
+    TorchRec's own.
 
     Args:
         embedding_bag_collection (EmbeddingBagCollection): tables of one embedding dimension D.

@@ -13,8 +13,10 @@ from torchrec.distributed.model_parallel import (
     DefaultDataParallelWrapper,
     DistributedModelParallel,
 )
+from torchrec.models import dlrm
 
-from torchrec_hilomoe.models import DLRM_HiLoMoETrain, InteractionDLRM
+from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.models import DLRM_HiLoMoETrain, InteractionDLRM, SparseArch
 from torchrec_hilomoe.modules import set_experts_enabled
 from torchrec_hilomoe.training.config import StageConfig
 from torchrec_hilomoe.training.optimizers import is_table, part_parameters
@@ -31,17 +33,37 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
     Args:
         model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`; no pipeline attached.
         stage (StageConfig): the stage.
+
+    Raises:
+        ConfigError: tables are to be frozen that are not in a `SparseArch`, this library's or
+            TorchRec's own.
     """
     inner = unwrap(model)
     set_experts_enabled(inner, stage.experts)
     inner.auxiliary_loss.config = stage.auxiliary
-    core_model(model).sparse_arch.frozen = "tables" not in stage.train
+    _freeze_tables(inner, "tables" not in stage.train)
     for part, parameters in part_parameters(inner).items():
         for name, parameter in parameters.items():
             if not is_table(name):
                 parameter.requires_grad_(part in stage.train and _takes_part(part, stage))
     set_train_mode(model, stage)
     _rewrap(model)
+
+
+def _freeze_tables(model: nn.Module, frozen: bool) -> None:
+    tables = {name for name, _ in model.named_parameters() if is_table(name)}
+    for path, module in model.named_modules():
+        if type(module) is dlrm.SparseArch:
+            module.__class__ = SparseArch  # the same, with a switch
+        if isinstance(module, SparseArch):
+            module.frozen = frozen
+            tables = {name for name in tables if not name.startswith(f"{path}.")}
+    if frozen and tables:
+        outside = sorted({name.split(".embedding_bags.")[0] for name in tables})
+        raise ConfigError(
+            f"train: without tables, which cannot be frozen in {', '.join(outside)}: only those in "
+            "a torchrec_hilomoe.models.SparseArch can. Use one, or let every stage train the tables"
+        )
 
 
 def _takes_part(part: str, stage: StageConfig) -> bool:
