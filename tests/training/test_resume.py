@@ -28,3 +28,16 @@ def test_fewer_training_rows_are_another_run(run_training, tmp_path):
             "data.synthetic.train_rows=320",
             f"checkpoint.resume={source}",
         )
+
+
+def test_a_finished_run_is_not_gone_on_with_by_changes(run_training, tmp_path):
+    run_training(tmp_path / "run")
+    unfinished, finished = _checkpoints(tmp_path / "run")
+    longer = "training.stages.joint.epochs=3"
+    for output_dir, resume in [("run", "auto"), ("other", finished)]:
+        with pytest.raises(ConfigError, match=r"epochs \(2.0 there, 3.0 here\).*It is finished") as error:
+            run_training(tmp_path / output_dir, longer, f"checkpoint.resume={resume}")
+        assert "checkpoint.resume=PATH" not in str(error.value)
+        assert "checkpoint.warm_start" in str(error.value)
+    metrics = run_training(tmp_path / "other", longer, f"checkpoint.resume={unfinished}")
+    assert metrics["train_batches"] == 30

@@ -83,7 +83,8 @@ def check_same_run(saved: RunInfo, config: Mapping[str, Any], explicit: bool) ->
         saved (RunInfo): of the checkpoint.
         config (Mapping[str, Any]): of this run, as `RunInfo.config`.
         explicit (bool): the checkpoint was named by the user, who may then change what the run
-            does from here on, though not the model or what the position in the data means.
+            does from here on, though not the model or what the position in the data means, and
+            not if the run is finished.
 
     Raises:
         ConfigError: names the keys that differ.
@@ -95,11 +96,16 @@ def check_same_run(saved: RunInfo, config: Mapping[str, Any], explicit: bool) ->
         if old.get(key) != new.get(key) and not _under(key, _FREE)
     ]
     fixed = [key for key in changed if _under(key, _FIXED)]
-    if fixed or (changed and not explicit):
+    finished = saved.progress.finished
+    if fixed or (changed and (finished or not explicit)):
         shown = ", ".join(
             f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)" for key in (fixed or changed)
         )
-        advice = "" if fixed else ", or checkpoint.resume=PATH to go on with the changes"
+        advice = ""
+        if not fixed and finished:
+            advice = ". It is finished: another run may start from its weights, checkpoint.warm_start"
+        elif not fixed:
+            advice = ", or checkpoint.resume=PATH to go on with the changes"
         raise ConfigError(
             f"checkpoint.resume: the checkpoint is of another run: {shown}. Choose another "
             f"output_dir, or checkpoint.resume=never to begin anew{advice}"
