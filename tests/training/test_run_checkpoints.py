@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 
 import pytest
 
-from torchrec_hilomoe.training.checkpoint import folder
+from torchrec_hilomoe.errors import CheckpointError
+from torchrec_hilomoe.training.checkpoint import folder, run_checkpoints
 
 
 class Died(Exception):
@@ -84,3 +86,18 @@ def test_a_run_from_a_checkpoint_elsewhere_has_a_best_of_its_own(run_training, t
     assert _links(run) == {"last": "step-00000020", "best": "step-00000020"}
     saved = json.loads((run / "checkpoints" / "best" / "run.json").read_text())
     assert metrics["valid"]["auc"] == saved["progress"]["best_auc"]
+
+
+def test_a_disk_that_is_full_for_rank_0_alone_is_an_error_of_all(
+    run_training, tmp_path, monkeypatch
+):
+    """What only rank 0 writes; the others learn of it by the same `CheckpointError`."""
+    with monkeypatch.context() as patch:
+
+        def full(*arguments) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(run_checkpoints, "write_run", full)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            run_training(tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())

@@ -62,7 +62,7 @@ class CheckpointFolder:
         name = broadcast(self._free_name(step) if is_main_rank() else "")
         temporary = self.path / f".{name}.incomplete"
         try:
-            self._on_main_rank(lambda: _make_empty(temporary))
+            self.on_main_rank(lambda: _make_empty(temporary))
             fill(temporary)
             digests = self._digests(temporary)
             own = [*self._own, name]
@@ -73,7 +73,7 @@ class CheckpointFolder:
                 self._point(dict.fromkeys(links, name), own)
                 self._prune(own)
 
-            self._on_main_rank(complete)
+            self.on_main_rank(complete)
         except BaseException:
             if is_main_rank():
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -81,33 +81,15 @@ class CheckpointFolder:
         self._own = own
         return self.path / name
 
-    def relink(self, best: Path | None) -> None:
-        """Points ``last`` to the checkpoint that is resumed, and ``best`` to the best one.
+    def on_main_rank(self, work: Callable[[], None]) -> None:
+        """Writes what rank 0 alone writes.
 
         Args:
-            best (Path | None): one of ``own``; None if it is not among them.
+            work (Callable[[], None]): called on rank 0.
 
         Raises:
-            CheckpointError: a link could not be moved; raised on every rank.
+            CheckpointError: it could not write; raised on every rank.
         """
-        if self._own:
-            links = {"last": self._own[-1]} | ({"best": best.name} if best else {})
-            self._on_main_rank(lambda: self._point(links, self._own))
-
-    def link(self, name: str) -> Path | None:
-        """What a link points to.
-
-        Args:
-            name (str): ``best`` or ``last``.
-
-        Returns:
-            Path | None: None if there is no such checkpoint.
-        """
-        path = self.path / name
-        return path.resolve() if path.is_dir() else None
-
-    def _on_main_rank(self, work: Callable[[], None]) -> None:
-        """Works on rank 0; a failure is raised on all ranks, as a `CheckpointError`."""
 
         def attempt() -> None:
             try:
@@ -120,6 +102,31 @@ class CheckpointFolder:
                 ) from None
 
         agree(attempt)
+
+    def relink(self, best: Path | None) -> None:
+        """Points ``last`` to the checkpoint that is resumed, and ``best`` to the best one.
+
+        Args:
+            best (Path | None): one of ``own``; None if it is not among them.
+
+        Raises:
+            CheckpointError: a link could not be moved; raised on every rank.
+        """
+        if self._own:
+            links = {"last": self._own[-1]} | ({"best": best.name} if best else {})
+            self.on_main_rank(lambda: self._point(links, self._own))
+
+    def link(self, name: str) -> Path | None:
+        """What a link points to.
+
+        Args:
+            name (str): ``best`` or ``last``.
+
+        Returns:
+            Path | None: None if there is no such checkpoint.
+        """
+        path = self.path / name
+        return path.resolve() if path.is_dir() else None
 
     def _free_name(self, step: int) -> str:
         """A name that is not taken, as by a damaged checkpoint of the same step."""

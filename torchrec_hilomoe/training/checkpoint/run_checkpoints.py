@@ -101,12 +101,14 @@ class RunCheckpoints:
             CheckpointError: it could not be written.
         """
 
+        def describe(folder: Path) -> None:
+            self._data.save(folder / ENCODER)
+            write_info(folder, self._model_config, self._data.features)
+            write_run(folder, RunInfo(self._run, dist.get_world_size(), progress, best))
+
         def fill(folder: Path) -> None:
             save_tensors(folder / WEIGHTS, model, optimizer)
-            if is_main_rank():
-                self._data.save(folder / ENCODER)
-                write_info(folder, self._model_config, self._data.features)
-                write_run(folder, RunInfo(self._run, dist.get_world_size(), progress, best))
+            self._folder.on_main_rank(lambda: describe(folder))
 
         self._folder.write(progress.step, fill, *(("last", "best") if best else ("last",)))
 
