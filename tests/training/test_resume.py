@@ -35,9 +35,20 @@ def test_a_finished_run_is_not_gone_on_with_by_changes(run_training, tmp_path):
     unfinished, finished = _checkpoints(tmp_path / "run")
     longer = "training.stages.joint.epochs=3"
     for output_dir, resume in [("run", "auto"), ("other", finished)]:
-        with pytest.raises(ConfigError, match=r"epochs \(2.0 there, 3.0 here\).*It is finished") as error:
+        with pytest.raises(
+            ConfigError, match=r"epochs \(2.0 there, 3.0 here\).*It is finished"
+        ) as error:
             run_training(tmp_path / output_dir, longer, f"checkpoint.resume={resume}")
         assert "checkpoint.resume=PATH" not in str(error.value)
         assert "checkpoint.warm_start" in str(error.value)
     metrics = run_training(tmp_path / "other", longer, f"checkpoint.resume={unfinished}")
     assert metrics["train_batches"] == 30
+
+
+def test_a_checkpoint_under_a_name_of_the_users_is_one_of_another_folder(run_training, tmp_path):
+    run_training(tmp_path, kill_after=7)
+    renamed = tmp_path / "checkpoints" / "good"
+    (tmp_path / "checkpoints" / "step-00000005").rename(renamed)
+    metrics = run_training(tmp_path, f"checkpoint.resume={renamed}")
+    assert metrics["train_batches"] == 20
+    assert renamed.exists()

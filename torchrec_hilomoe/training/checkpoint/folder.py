@@ -189,12 +189,10 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def _lineage(folder: Path, resumed_from: Path | None) -> list[str]:
-    """Names of the resumed checkpoint and those before it; none if it is in another folder."""
-    known = [path.name for path in checkpoints_in(folder)]
+    """Names of the resumed checkpoint and those before it; none if it is not among them."""
+    known = [path.resolve() for path in checkpoints_in(folder)]
     resumed = resumed_from.resolve() if resumed_from else None
-    if resumed is None or resumed.parent != folder.resolve():
-        return []
-    return known[: known.index(resumed.name) + 1]
+    return [path.name for path in known[: known.index(resumed) + 1]] if resumed in known else []
 
 
 def _is_own(path: Path) -> bool:
