@@ -60,6 +60,10 @@ class StageConfig:
             raise ValueError("train is empty: name the parts that learn")
         if len(set(self.train)) < len(self.train):
             raise ValueError(f"train names a part twice: {', '.join(self.train)}")
+        if not self.experts and set(self.train) <= {"experts", "router"}:
+            raise ValueError(
+                "train names nothing but experts and router, which do not learn with experts=false"
+            )
 
 
 @dataclass
