@@ -84,3 +84,9 @@ def test_no_checkpoint(launch, tmp_path):
     assert run.code == 1
     assert f"checkpoint: {tmp_path} is no checkpoint" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_plugins_that_are_no_list(launch):
+    run = launch("checkpoint=x", "data.test=x.csv", "plugins=my_module", script="evaluate")
+    assert run.code == 1
+    assert "plugins: a list of module names, such as [my_module]; got 'my_module'" in run.stderr

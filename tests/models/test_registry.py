@@ -49,3 +49,10 @@ def test_unknown_name_lists_the_known():
 def test_missing_plugin_is_named():
     with pytest.raises(ConfigError, match="plugins: cannot import 'no_such_module'"):
         import_plugins(["no_such_module"])
+
+
+def test_plugins_are_a_list_of_names():
+    for wrong in ("my_module", [1]):
+        with pytest.raises(ConfigError, match="plugins: a list of module names, such as"):
+            import_plugins(wrong)
+    import_plugins(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -137,15 +137,19 @@ def interaction_names() -> list[str]:
     return sorted(_ENTRIES)
 
 
-def import_plugins(modules: Iterable[str]) -> None:
+def import_plugins(modules: list[str] | None) -> None:
     """Imports the modules that register third parties' architectures.
 
     Args:
-        modules (Iterable[str]): dotted module names, importable from where Python runs.
+        modules (list[str] | None): dotted module names, importable from where Python runs; as the
+            key ``plugins`` of a configuration has them.
 
     Raises:
-        ConfigError: a module cannot be imported.
+        ConfigError: it is no list of names, or a module cannot be imported.
     """
+    modules = [] if modules is None else modules
+    if not (isinstance(modules, list) and all(isinstance(module, str) for module in modules)):
+        raise ConfigError(f"plugins: a list of module names, such as [my_module]; got {modules!r}")
     for module in modules:
         try:
             importlib.import_module(module)

@@ -97,10 +97,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: names every key that is wrong.
     """
     values = dict(values)
-    plugins = values.pop("plugins", None) or []
-    if not isinstance(plugins, list):
-        raise ConfigError(f"plugins: a list of module names, such as [my_module]; got {plugins!r}")
-    import_plugins(plugins)
+    import_plugins(values.pop("plugins", None))
     known = ("data", "model", "training", "optimizer", "sharding", "seed", "output_dir")
     unknown = sorted(set(values) - {*known, "checkpoint"})
     if unknown:
