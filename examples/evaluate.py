@@ -23,7 +23,7 @@ def main(values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
         config (DictConfig): the same, not needed here.
 
     Returns:
-        dict[str, Any]: ``auc``, ``logloss``, ``samples`` and the other metrics.
+        dict[str, Any]: ``auc``, ``logloss``, ``samples`` and the other metrics, and ``skipped``.
     """
     import_plugins(values.pop("plugins"))
     values.pop("output_dir")

@@ -60,7 +60,7 @@ class ScoreConfig:
         checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/best``.
         data (ScoreDataConfig): the file to score.
         predictions (Path | None): Parquet file to write: ``label`` and ``prediction``
-            (probability of a click) for each row, in the file's order.
+            (probability of a click) for each row that was not skipped, in the file's order.
         sharding (ShardingConfig): how the tables are spread.
     """
 
@@ -81,7 +81,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         config (ScoreConfig): the same on every rank.
 
     Returns:
-        dict[str, Any]: ``auc``, ``logloss``, ``samples`` and the other metrics.
+        dict[str, Any]: ``auc``, ``logloss``, ``samples`` and the other metrics, and ``skipped``: the
+        bad rows that were left out, by reason.
 
     Raises:
         HiLoMoEError: checkpoint or file cannot be used; raised on every rank.
@@ -111,11 +112,11 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     metrics = predictions.compute()
     if config.predictions is not None:
         write_predictions(config.predictions, predictions)
-    return metrics
+    return metrics | {"skipped": data.report["skipped"].get("test", {})}
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Writes label and probability of each row, in the order of the scored file.
+    """Writes label and probability of each row that was scored, in the order of the scored file.
 
     Args:
         path (Path): Parquet file, written by rank 0. Every rank must call it.
