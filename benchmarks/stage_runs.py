@@ -24,7 +24,7 @@ from torchrec_hilomoe.training import RunConfig, StageOptimizer, build_sharded, 
 from torchrec_hilomoe.training.guards import GuardedPipeline, NonFiniteGuard
 from torchrec_hilomoe.training.progress import Progress
 from torchrec_hilomoe.training.sharding import uses_dense_kernel
-from torchrec_hilomoe.training.stages import has_experts
+from torchrec_hilomoe.training.stages import runnable_stages
 from torchrec_hilomoe.training.stream import BatchStream
 
 # A pipeline fills up at its start and empties at its end; the steps between are like each other.
@@ -136,9 +136,8 @@ def stage_runs(
             config.seed,
             device,
         )
-        for stage, stage_config in config.training.stages.items():
-            if has_experts(model) or set(stage_config.train) - {"experts", "router"}:
-                runs[name, stage] = StageRun(model, config, stage, stream)
+        for stage in runnable_stages(model, config.training.stages):
+            runs[name, stage] = StageRun(model, config, stage, stream)
     return runs
 
 

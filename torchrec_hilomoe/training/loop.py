@@ -33,9 +33,8 @@ from torchrec_hilomoe.training.stages import (
     average_statistics,
     core_model,
     enter_stage,
-    has_experts,
+    runnable_stages,
     set_train_mode,
-    unwrap,
 )
 from torchrec_hilomoe.training.stream import BatchStream
 
@@ -87,7 +86,7 @@ class Trainer:
         )
         self.watch = Watch(checkpoints.config.every_minutes)
         self._stream = BatchStream(data, self.progress.epoch, self.progress.position)
-        self._stages = self._runnable_stages()
+        self._stages = runnable_stages(model, config.stages)
         total = sum(self._stage_batches(stage) for stage in self._stages.values())
         self._schedule = LearningRateSchedule(config.schedule, total, self.progress.plateau)
         self._to_restore = resumed is not None
@@ -140,7 +139,6 @@ class Trainer:
         """Freezes and thaws, and restores the state of the run that is continued."""
         self.progress.stage = name
         enter_stage(self._model, stage)
-        set_train_mode(self._model, stage)
         optimizer = StageOptimizer(
             self._model,
             self._optimizers,
@@ -289,21 +287,6 @@ class Trainer:
         self._checkpoints.save(self._model, optimizer, self.progress, best)
         self._saved_step = self.progress.step
         self.watch.saved()
-
-    def _runnable_stages(self) -> dict[str, StageConfig]:
-        """Leaves out stages in which the model has nothing to learn."""
-        if has_experts(unwrap(self._model)):
-            return self._config.stages
-        stages = {
-            name: stage
-            for name, stage in self._config.stages.items()
-            if set(stage.train) - {"experts", "router"}
-        }
-        for name in self._config.stages.keys() - stages.keys():
-            logger.info("stage %s is skipped: the model has no experts", name)
-        if not stages:
-            raise ConfigError("training.stages: every stage trains experts, the model has none")
-        return stages
 
     def _stage_batches(self, stage: StageConfig) -> int:
         epochs = stage.epochs or 0.0  # exactly one of the two is given

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -20,6 +22,8 @@ from torchrec_hilomoe.models import DLRM_HiLoMoETrain, InteractionDLRM, SparseAr
 from torchrec_hilomoe.modules import set_experts_enabled
 from torchrec_hilomoe.training.config import StageConfig
 from torchrec_hilomoe.training.optimizers import is_table, part_parameters
+
+logger = logging.getLogger(__name__)
 
 
 def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
@@ -142,17 +146,31 @@ def core_model(model: DistributedModelParallel) -> InteractionDLRM:
     return cast(InteractionDLRM, unwrap(model).model)
 
 
-def has_experts(model: nn.Module) -> bool:
-    """Whether any module of the model routes over experts.
+def runnable_stages(
+    model: DistributedModelParallel, stages: Mapping[str, StageConfig]
+) -> dict[str, StageConfig]:
+    """Leaves out stages in which the model has nothing to learn, with a notice.
 
     Args:
-        model (nn.Module): any model.
+        model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`.
+        stages (Mapping[str, StageConfig]): by name, in order.
 
     Returns:
-        bool: False for the baselines.
+        dict[str, StageConfig]: for a model without experts those that train another part too.
+
+    Raises:
+        ConfigError: none is left.
     """
-    parts = part_parameters(model)
-    return bool(parts["experts"])
+    if part_parameters(unwrap(model))["experts"]:
+        return dict(stages)
+    runnable = {
+        name: stage for name, stage in stages.items() if set(stage.train) - {"experts", "router"}
+    }
+    for name in stages.keys() - runnable.keys():
+        logger.info("stage %s is skipped: the model has no experts", name)
+    if not runnable:
+        raise ConfigError("training.stages: every stage trains experts, the model has none")
+    return runnable
 
 
 def _rewrap(model: DistributedModelParallel) -> None:

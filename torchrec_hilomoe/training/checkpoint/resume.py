@@ -103,7 +103,9 @@ def check_same_run(saved: RunInfo, config: Mapping[str, Any], explicit: bool) ->
         )
         advice = ""
         if not fixed and finished:
-            advice = ". It is finished: another run may start from its weights, checkpoint.warm_start"
+            advice = (
+                ". It is finished: another run may start from its weights, checkpoint.warm_start"
+            )
         elif not fixed:
             advice = ", or checkpoint.resume=PATH to go on with the changes"
         raise ConfigError(
