@@ -113,7 +113,7 @@ def make_model(
     return make
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 (no error)
     """Ends a training between two batches, as kill -9 does."""
 
 

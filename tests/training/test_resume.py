@@ -35,10 +35,9 @@ def test_a_finished_run_is_not_gone_on_with_by_changes(run_training, tmp_path):
     unfinished, finished = _checkpoints(tmp_path / "run")
     longer = "training.stages.joint.epochs=3"
     for output_dir, resume in [("run", "auto"), ("other", finished)]:
-        with pytest.raises(
-            ConfigError, match=r"epochs \(2.0 there, 3.0 here\).*It is finished"
-        ) as error:
+        with pytest.raises(ConfigError, match=r"epochs \(2.0 there, 3.0 here\)") as error:
             run_training(tmp_path / output_dir, longer, f"checkpoint.resume={resume}")
+        assert "It is finished" in str(error.value)
         assert "checkpoint.resume=PATH" not in str(error.value)
         assert "checkpoint.warm_start" in str(error.value)
     metrics = run_training(tmp_path / "other", longer, f"checkpoint.resume={unfinished}")

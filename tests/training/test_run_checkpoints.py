@@ -12,7 +12,7 @@ from torchrec_hilomoe.errors import CheckpointError
 from torchrec_hilomoe.training.checkpoint import folder, run_checkpoints
 
 
-class Died(Exception):
+class Died(Exception):  # noqa: N818 (no error)
     """The end of a process in a save."""
 
 

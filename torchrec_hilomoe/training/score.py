@@ -81,8 +81,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         config (ScoreConfig): the same on every rank.
 
     Returns:
-        dict[str, Any]: ``auc``, ``logloss``, ``samples`` and the other metrics, and ``skipped``: the
-        bad rows that were left out, by reason.
+        dict[str, Any]: ``auc``, ``logloss``, ``samples`` and the other metrics; ``skipped``, how
+        many bad rows were left out, by reason.
 
     Raises:
         HiLoMoEError: checkpoint or file cannot be used; raised on every rank.

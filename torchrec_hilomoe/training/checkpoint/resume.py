@@ -103,9 +103,7 @@ def check_same_run(saved: RunInfo, config: Mapping[str, Any], explicit: bool) ->
         )
         advice = ""
         if not fixed and finished:
-            advice = (
-                ". It is finished: another run may start from its weights, checkpoint.warm_start"
-            )
+            advice = ". It is finished: a new run can take its weights, checkpoint.warm_start=PATH"
         elif not fixed:
             advice = ", or checkpoint.resume=PATH to go on with the changes"
         raise ConfigError(
