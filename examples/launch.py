@@ -21,11 +21,10 @@ from torch import distributed as dist
 from torchrec_hilomoe.errors import HiLoMoEError
 from torchrec_hilomoe.training import (
     TrainingInterrupted,
-    broadcast,
     init_process_group,
     is_main_rank,
+    once_per_launch,
     shutdown,
-    torchrun_store,
 )
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -47,7 +46,8 @@ def launch(
     sys.path.insert(0, os.getcwd())  # for plugins
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the message is printed here
     init_process_group()
-    started = _launch_time()
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    started = once_per_launch("launch_time", now)
     OmegaConf.register_new_resolver("launch_time", lambda: started)
 
     @hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)
@@ -83,13 +83,3 @@ def launch(
         print(f"error on rank {dist.get_rank()}: {message}\nGiven: {given}", file=sys.stderr)
         exit_code = 1
     shutdown(exit_code)
-
-
-def _launch_time() -> str:
-    """When the launch began, the same on every rank and after every restart by torchrun."""
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    store = torchrun_store()
-    if store is None:
-        return broadcast(now)
-    # What the first attempt wrote is still there.
-    return store.compare_set("torchrec_hilomoe/launch_time", "", now).decode()

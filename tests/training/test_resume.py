@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
+from torch import distributed as dist
 
 from torchrec_hilomoe.errors import ConfigError
 
@@ -51,3 +54,55 @@ def test_a_checkpoint_under_a_name_of_the_users_is_one_of_another_folder(run_tra
     metrics = run_training(tmp_path, f"checkpoint.resume={renamed}")
     assert metrics["train_batches"] == 20
     assert renamed.exists()
+
+
+def _resumed(caplog) -> list[str]:
+    """Where each start since the last call began: the checkpoint, and its batch."""
+    messages = [r.getMessage() for r in caplog.records if "resuming" in r.getMessage()]
+    caplog.clear()
+    return messages
+
+
+def test_a_path_is_resumed_once_and_then_what_came_of_it(run_training, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "torchrec_hilomoe")
+    run_training(tmp_path / "first")
+    source = _checkpoints(tmp_path / "first")[0]  # of batch 15
+    run, keep = tmp_path / "second", "training.stages.joint.epochs=3"
+    overrides = (keep, f"checkpoint.resume={source}")
+    run_training(run, *overrides, kill_after=7)
+    run_training(run, *overrides, kill_after=3)
+    starts = [message for message in _resumed(caplog) if "with changes" not in message]
+    own = run / "checkpoints" / "step-00000020"
+    assert starts == [f"resuming {source}, at batch 15", f"resuming {own}, at batch 20"]
+    # Another training from that checkpoint is begun anew.
+    run_training(run, *overrides, "optimizer.backbone.learning_rate=0.01", kill_after=3)
+    assert f"resuming {source}, at batch 15" in _resumed(caplog)
+
+
+@pytest.fixture
+def start_torchrun(monkeypatch):
+    """Makes the store in which torchrun keeps what outlives its workers."""
+    stores = []
+
+    def start() -> None:
+        stores.append(dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(stores[-1].port))
+
+    return start
+
+
+def test_never_begins_anew_once_in_a_launch(run_training, start_torchrun, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "torchrec_hilomoe")
+    run_training(tmp_path)
+    never = "checkpoint.resume=never"
+    start_torchrun()
+    run_training(tmp_path, never, kill_after=3)  # before its first save
+    run_training(tmp_path, never, kill_after=7)
+    assert _resumed(caplog) == []
+    run_training(tmp_path, never, kill_after=7)
+    assert _resumed(caplog) == [f"resuming {tmp_path}/checkpoints/step-00000005, at batch 5"]
+    start_torchrun()
+    run_training(tmp_path, never, kill_after=7)
+    assert _resumed(caplog) == []

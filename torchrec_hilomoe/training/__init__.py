@@ -14,8 +14,8 @@ from torchrec_hilomoe.training.distributed import (
     broadcast,
     init_process_group,
     is_main_rank,
+    once_per_launch,
     shutdown,
-    torchrun_store,
 )
 from torchrec_hilomoe.training.interruption import TrainingInterrupted
 from torchrec_hilomoe.training.loop import Trainer
@@ -52,11 +52,11 @@ __all__ = [
     "init_tables",
     "is_main_rank",
     "make_tables",
+    "once_per_launch",
     "parse_run_config",
     "part_parameters",
     "score",
     "shard_model",
     "shutdown",
-    "torchrun_store",
     "train",
 ]

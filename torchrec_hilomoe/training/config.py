@@ -231,7 +231,8 @@ class CheckpointConfig:
     Attributes:
         resume (str): ``auto``: go on from the newest whole checkpoint in the output folder, if
             there is one; ``never``: begin anew and replace what is there; or the path of a
-            checkpoint to go on from.
+            checkpoint to go on from. A launch that torchrun restarts does not begin anew again,
+            and a run that is started again with the same path goes on from its own newest.
         warm_start (Path | None): a checkpoint whose weights, and nothing else, a new run starts
             from. Not read by a run that resumes.
         strict (bool): a warm start fails if weights are missing, unexpected or of another shape;

@@ -126,6 +126,23 @@ def broadcast(value: T) -> T:
     return holder[0]
 
 
+def once_per_launch(name: str, value: str) -> str:
+    """A value of the launch, which lasts when torchrun restarts the workers.
+
+    Args:
+        name (str): what it is.
+        value (str): taken from the first rank that asks, in the first attempt.
+
+    Returns:
+        str: the same on every rank.
+    """
+    store = torchrun_store()
+    if store is None:
+        return broadcast(value)
+    # What the first attempt wrote is still there.
+    return store.compare_set(f"torchrec_hilomoe/{name}", "", value).decode()
+
+
 def set_timeout(timeout: timedelta) -> None:
     """Sets how long ranks wait for each other before they end with an error.
 

@@ -28,7 +28,10 @@ class TrainingInterrupted(Exception):  # noqa: N818 (nothing is wrong)
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"ended by {signal.Signals(number).name}; start again to resume")
+        super().__init__(
+            f"ended by {signal.Signals(number).name}; start again to resume, but not with "
+            "checkpoint.resume=never"
+        )
         self.exit_code = 128 + number
 
 

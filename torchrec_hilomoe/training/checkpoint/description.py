@@ -44,12 +44,14 @@ class RunInfo:
         world_size (int): number of ranks that wrote it.
         progress (Progress): where the run stood.
         best (bool): it was the best so far.
+        launch (str): which launch wrote it; restarts by torchrun are the same one.
     """
 
     config: dict[str, Any]
     world_size: int
     progress: Progress
     best: bool
+    launch: str
 
 
 def write_info(checkpoint: Path, model: ModelConfig, features: FeatureSpec) -> None:
@@ -101,14 +103,20 @@ def read_run(checkpoint: Path) -> RunInfo:
         checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/last``.
 
     Returns:
-        RunInfo: configuration, world size, progress, whether it was the best.
+        RunInfo: what it says.
 
     Raises:
         ConfigError: there is no checkpoint.
     """
     content = _read(checkpoint, _RUN_FILE, "config", "world_size", "progress")
     progress = parse_config(Progress, content["progress"], f"{checkpoint / _RUN_FILE}: progress")
-    return RunInfo(content["config"], content["world_size"], progress, content.get("best", False))
+    return RunInfo(
+        content["config"],
+        content["world_size"],
+        progress,
+        content.get("best", False),
+        content.get("launch", ""),
+    )
 
 
 def _read(checkpoint: Path, name: str, *keys: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import distributed as dist
 
 from torchrec_hilomoe.errors import CheckpointError, ConfigError
-from torchrec_hilomoe.training.checkpoint.description import RunInfo
+from torchrec_hilomoe.training.checkpoint.description import RunInfo, read_run
 from torchrec_hilomoe.training.checkpoint.folder import checkpoints_in
 from torchrec_hilomoe.training.checkpoint.integrity import verify
 from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank
@@ -25,32 +25,34 @@ _FIXED = ("model", "seed", "features", "encoder", "rows.train", "data.batch_size
           "data.shuffle_buffer")  # fmt: skip
 
 
-def resume_point(resume: str, folder: Path) -> Path | None:
+def resume_point(folder: Path, run: Mapping[str, Any], launch: str) -> Path | None:
     """Finds the checkpoint to resume. Every rank must call it.
 
+    Under ``auto`` it is the newest whole one in the folder. Nothing else is done twice, ``never``
+    in one launch, a path by the same run: that goes on from the newest that it wrote itself.
+
     Args:
-        resume (str): ``auto``: the newest whole one in ``folder``; ``never``: none; or the path
-            of a checkpoint.
         folder (Path): the run's checkpoints.
+        run (Mapping[str, Any]): the configuration, as `RunInfo.config`.
+        launch (str): this launch, as `RunInfo.launch`.
 
     Returns:
         Path | None: verified; None to start from the beginning.
 
     Raises:
-        CheckpointError: the checkpoint at the given path is damaged.
+        CheckpointError: the checkpoint at the path that ``checkpoint.resume`` gives is damaged.
     """
-    if resume == "never":
-        return None
-    if resume != "auto":
-        path = Path(resume).resolve()
-        try:
-            verify_on_all_ranks(path)
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"checkpoint.resume={resume}: {error}. Give auto, never, or a checkpoint's path"
-            ) from None
-        return path
-    candidates = broadcast(checkpoints_in(folder) if is_main_rank() else [])
+    resume = run["checkpoint"]["resume"]
+
+    candidates = broadcast(
+        [
+            checkpoint
+            for checkpoint in checkpoints_in(folder)
+            if resume == "auto" or _wrote(checkpoint, run, launch if resume == "never" else None)
+        ]
+        if is_main_rank()
+        else []
+    )
     for path in reversed(candidates):
         try:
             verify_on_all_ranks(path)
@@ -59,9 +61,28 @@ def resume_point(resume: str, folder: Path) -> Path | None:
                 logger.warning("%s; trying the one before it", error)
             continue
         return path
-    if candidates and is_main_rank():
-        logger.warning("%s holds no whole checkpoint: starting from the beginning", folder)
-    return None
+    if resume in ("auto", "never"):
+        if candidates and is_main_rank():
+            logger.warning("%s holds no whole checkpoint: starting from the beginning", folder)
+        return None
+    path = Path(resume).resolve()
+    try:
+        verify_on_all_ranks(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"checkpoint.resume={resume}: {error}. Give auto, never, or a checkpoint's path"
+        ) from None
+    return path
+
+
+def _wrote(checkpoint: Path, run: Mapping[str, Any], launch: str | None) -> bool:
+    """Whether a run wrote a checkpoint, in a certain launch or in any."""
+    try:
+        saved = read_run(checkpoint)
+    except ConfigError:
+        return False  # damaged
+    same_resume = dict(_flat(saved.config)).get("checkpoint.resume") == run["checkpoint"]["resume"]
+    return same_resume and not _changes(saved.config, run) and launch in (None, saved.launch)
 
 
 def verify_on_all_ranks(checkpoint: Path) -> None:
@@ -89,17 +110,14 @@ def check_same_run(saved: RunInfo, config: Mapping[str, Any], explicit: bool) ->
     Raises:
         ConfigError: names the keys that differ.
     """
-    old, new = dict(_flat(saved.config)), dict(_flat(config))
-    changed = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _under(key, _FREE)
-    ]
+    changed = _changes(saved.config, config)
     fixed = [key for key in changed if _under(key, _FIXED)]
     finished = saved.progress.finished
     if fixed or (changed and (finished or not explicit)):
         shown = ", ".join(
-            f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)" for key in (fixed or changed)
+            f"{key} ({old!r} there, {new!r} here)"
+            for key, (old, new) in changed.items()
+            if key in fixed or not fixed
         )
         advice = ""
         if not fixed and finished:
@@ -112,6 +130,16 @@ def check_same_run(saved: RunInfo, config: Mapping[str, Any], explicit: bool) ->
         )
     if changed and is_main_rank():
         logger.warning("resuming with changes in %s", ", ".join(changed))
+
+
+def _changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What makes two configurations different runs: the values by key."""
+    old, new = dict(_flat(saved)), dict(_flat(config))
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _under(key, _FREE)
+    }
 
 
 def _under(key: str, prefixes: tuple[str, ...]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from torchrec_hilomoe.training.checkpoint.resume import (
 )
 from torchrec_hilomoe.training.checkpoint.state import load_training, load_weights, save_tensors
 from torchrec_hilomoe.training.config import CheckpointConfig
-from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank
+from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank, once_per_launch
 from torchrec_hilomoe.training.optimizers import StageOptimizer
 from torchrec_hilomoe.training.progress import Progress
 
@@ -69,7 +70,8 @@ class RunCheckpoints:
         self._data = data
         self._run = dict(run)
         self.resumed: RunInfo | None = None
-        self._source = source = resume_point(config.resume, folder)
+        self._launch = once_per_launch("launch", uuid.uuid4().hex)
+        self._source = source = resume_point(folder, run, self._launch)
         if source is not None:
             self.resumed = saved = agree(lambda: read_run(source))
             check_same_run(saved, run, explicit=config.resume != "auto")
@@ -104,7 +106,8 @@ class RunCheckpoints:
         def describe(folder: Path) -> None:
             self._data.save(folder / ENCODER)
             write_info(folder, self._model_config, self._data.features)
-            write_run(folder, RunInfo(self._run, dist.get_world_size(), progress, best))
+            run = RunInfo(self._run, dist.get_world_size(), progress, best, self._launch)
+            write_run(folder, run)
 
         def fill(folder: Path) -> None:
             save_tensors(folder / WEIGHTS, model, optimizer)
