@@ -13,7 +13,12 @@ from torchrec_hilomoe.modules.losses import (
     z_loss,
 )
 from torchrec_hilomoe.modules.mlp import HiLoMoEMLP
-from torchrec_hilomoe.modules.parts import Part, parameter_part, set_experts_enabled
+from torchrec_hilomoe.modules.parts import (
+    Part,
+    experts_enabled,
+    parameter_part,
+    set_experts_enabled,
+)
 from torchrec_hilomoe.modules.router import HierarchicalRouter, Routing
 from torchrec_hilomoe.modules.two_stream import (
     BilinearFusion,
@@ -39,6 +44,7 @@ __all__ = [
     "TwoStreamConfig",
     "expert_diversity_loss",
     "load_balance_loss",
+    "experts_enabled",
     "parameter_part",
     "set_experts_enabled",
     "shared_routing",

@@ -69,3 +69,15 @@ def set_experts_enabled(model: nn.Module, enabled: bool) -> None:
     for module in model.modules():
         if isinstance(module, RoutedLinear):
             module.experts_enabled = enabled
+
+
+def experts_enabled(model: nn.Module) -> bool:
+    """Whether the experts of ``model`` take part, as `set_experts_enabled` left them.
+
+    Args:
+        model (nn.Module): searched with all of its submodules.
+
+    Returns:
+        bool: False if any :class:`RoutedLinear` uses only its base.
+    """
+    return all(m.experts_enabled for m in model.modules() if isinstance(m, RoutedLinear))

@@ -107,9 +107,7 @@ class Trainer:
                 f"not among {', '.join(names)}; begin a new run with checkpoint.warm_start"
             )
         first = names.index(present)
-        if self.progress.finished:  # it only reports, with or without experts as it ended
-            enter_stage(self._model, self._stages[names[-1]])
-        else:
+        if not self.progress.finished:  # else it only reports
             for name, following in zip(names[first:], [*names[first + 1 :], None], strict=True):
                 self._run_stage(name, following)
         self._checkpoints.load_best(self._model)

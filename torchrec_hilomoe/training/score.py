@@ -16,8 +16,7 @@ from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.data import open_encoded
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training.checkpoint import (
-    WEIGHTS,
-    load_weights,
+    load_model,
     read_info,
     verify_on_all_ranks,
 )
@@ -107,7 +106,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     model = build_sharded(
         info.model, info.features, config.sharding, TableOptimizerConfig(), seed=0, device=device
     )
-    load_weights(model, config.checkpoint / WEIGHTS)
+    load_model(model, config.checkpoint)
     predictions = predict(model, data.loader("test"), device)
     metrics = predictions.compute()
     if config.predictions is not None:

@@ -1,7 +1,6 @@
 """Checkpoints: the whole state of a run in verified folders, written whole or not at all."""
 
 from torchrec_hilomoe.training.checkpoint.description import (
-    WEIGHTS,
     CheckpointInfo,
     RunInfo,
     read_info,
@@ -10,16 +9,15 @@ from torchrec_hilomoe.training.checkpoint.description import (
 from torchrec_hilomoe.training.checkpoint.folder import CheckpointFolder
 from torchrec_hilomoe.training.checkpoint.resume import verify_on_all_ranks
 from torchrec_hilomoe.training.checkpoint.run_checkpoints import RunCheckpoints
-from torchrec_hilomoe.training.checkpoint.state import load_weights
+from torchrec_hilomoe.training.checkpoint.state import load_model
 from torchrec_hilomoe.training.checkpoint.warm_start import warm_start
 
 __all__ = [
-    "WEIGHTS",
     "CheckpointFolder",
     "CheckpointInfo",
     "RunCheckpoints",
     "RunInfo",
-    "load_weights",
+    "load_model",
     "read_info",
     "read_run",
     "verify_on_all_ranks",

@@ -28,11 +28,13 @@ class CheckpointInfo:
         model (ModelConfig): the architecture.
         features (FeatureSpec): the features it was trained on.
         encoder (Path): folder of the saved schema and vocabularies.
+        experts (bool): whether the experts took part when it was written.
     """
 
     model: ModelConfig
     features: FeatureSpec
     encoder: Path
+    experts: bool
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,20 @@ class RunInfo:
     launch: str
 
 
-def write_info(checkpoint: Path, model: ModelConfig, features: FeatureSpec) -> None:
+def write_info(checkpoint: Path, model: ModelConfig, features: FeatureSpec, experts: bool) -> None:
     """Writes what scoring needs to know.
 
     Args:
         checkpoint (Path): folder of the checkpoint.
         model (ModelConfig): the architecture.
         features (FeatureSpec): the features of the data.
+        experts (bool): whether the experts take part.
     """
-    content = {"model": model_config_dict(model), "features": dataclasses.asdict(features)}
+    content = {
+        "model": model_config_dict(model),
+        "features": dataclasses.asdict(features),
+        "experts": experts,
+    }
     (checkpoint / _MODEL_FILE).write_text(json.dumps(content, indent=2))
 
 
@@ -73,7 +80,7 @@ def read_info(checkpoint: Path) -> CheckpointInfo:
         checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/best``.
 
     Returns:
-        CheckpointInfo: architecture, features, encoder.
+        CheckpointInfo: what it says.
 
     Raises:
         ConfigError: there is no checkpoint.
@@ -83,7 +90,12 @@ def read_info(checkpoint: Path) -> CheckpointInfo:
         dense=tuple(content["features"]["dense"]),
         sparse=tuple(SparseFeature(**feature) for feature in content["features"]["sparse"]),
     )
-    return CheckpointInfo(parse_model_config(content["model"]), features, checkpoint / ENCODER)
+    return CheckpointInfo(
+        parse_model_config(content["model"]),
+        features,
+        checkpoint / ENCODER,
+        content.get("experts", True),
+    )
 
 
 def write_run(checkpoint: Path, run: RunInfo) -> None:

@@ -14,6 +14,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec_hilomoe.data import DataSource
 from torchrec_hilomoe.errors import CheckpointError, ConfigError
 from torchrec_hilomoe.models import ModelConfig
+from torchrec_hilomoe.modules import experts_enabled
 from torchrec_hilomoe.training.checkpoint.description import (
     ENCODER,
     WEIGHTS,
@@ -28,7 +29,7 @@ from torchrec_hilomoe.training.checkpoint.resume import (
     resume_point,
     verify_on_all_ranks,
 )
-from torchrec_hilomoe.training.checkpoint.state import load_training, load_weights, save_tensors
+from torchrec_hilomoe.training.checkpoint.state import load_model, load_training, save_tensors
 from torchrec_hilomoe.training.config import CheckpointConfig
 from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank, once_per_launch
 from torchrec_hilomoe.training.optimizers import StageOptimizer
@@ -105,7 +106,7 @@ class RunCheckpoints:
 
         def describe(folder: Path) -> None:
             self._data.save(folder / ENCODER)
-            write_info(folder, self._model_config, self._data.features)
+            write_info(folder, self._model_config, self._data.features, experts_enabled(model))
             run = RunInfo(self._run, dist.get_world_size(), progress, best, self._launch)
             write_run(folder, run)
 
@@ -144,13 +145,15 @@ class RunCheckpoints:
         return broadcast(next(filter(is_best, newest_first), None) if is_main_rank() else None)
 
     def load_best(self, model: DistributedModelParallel) -> None:
-        """Loads the best weights; the last ones, with a warning, if those are gone or damaged.
+        """Loads the best weights, with the experts on or off as they were there.
+
+        The last ones, with a warning, if those are gone or damaged.
 
         Args:
             model (DistributedModelParallel): no pipeline attached.
         """
         for link in ("best", "last"):
-            path = self._folder.link(link)
+            path = broadcast(self._folder.link(link) if is_main_rank() else None)
             if path is None:
                 continue
             try:
@@ -159,7 +162,7 @@ class RunCheckpoints:
                 if is_main_rank():
                     logger.warning("%s; taking the last weights instead", error)
                 continue
-            load_weights(model, path / WEIGHTS)
+            load_model(model, path)
             return
         if self._source is not None:  # a finished run, resumed into another folder
-            load_weights(model, self._source / WEIGHTS)
+            load_model(model, self._source)

@@ -11,11 +11,14 @@ from torch.distributed import checkpoint as dcp
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from torchrec_hilomoe.errors import CheckpointError
+from torchrec_hilomoe.modules import set_experts_enabled
+from torchrec_hilomoe.training.checkpoint.description import WEIGHTS, read_info
 from torchrec_hilomoe.training.checkpoint.safe_load import (
     first_failure,
     load_tensors,
     read_metadata,
 )
+from torchrec_hilomoe.training.distributed import agree
 from torchrec_hilomoe.training.optimizers import StageOptimizer, fused_modules
 from torchrec_hilomoe.training.stages import statistics
 
@@ -46,16 +49,20 @@ def save_tensors(
         raise CheckpointError(f"cannot write {weights}: {first_failure(error)}") from None
 
 
-def load_weights(model: DistributedModelParallel, weights: Path) -> None:
-    """Loads the weights alone. Every rank must call it.
+def load_model(model: DistributedModelParallel, checkpoint: Path) -> None:
+    """Loads what predicts: the weights, with the experts on or off as they were.
+
+    Every rank must call it.
 
     Args:
         model (DistributedModelParallel): of the same architecture, under any plan.
-        weights (Path): the DCP folder.
+        checkpoint (Path): verified.
     """
+    info = agree(lambda: read_info(checkpoint))
     state = {"model": model.state_dict()}
-    load_tensors(state, weights)
+    load_tensors(state, checkpoint / WEIGHTS)
     model.load_state_dict(state["model"])
+    set_experts_enabled(model, info.experts)
 
 
 def load_training(
