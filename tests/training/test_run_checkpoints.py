@@ -88,6 +88,17 @@ def test_a_run_from_a_checkpoint_elsewhere_has_a_best_of_its_own(run_training, t
     assert metrics["valid"]["auc"] == saved["progress"]["best_auc"]
 
 
+def test_a_finished_run_from_elsewhere_is_reported_not_the_one_in_the_folder(
+    run_training, tmp_path
+):
+    finished = run_training(tmp_path / "source")
+    run_training(tmp_path / "run", "seed=1")
+    source = tmp_path / "source" / "checkpoints" / "step-00000020"
+    assert source.samefile(source.parent / "best")
+    metrics = run_training(tmp_path / "run", f"checkpoint.resume={source}")
+    assert metrics["valid"] == finished["valid"]
+
+
 def test_a_disk_that_is_full_for_rank_0_alone_is_an_error_of_all(
     run_training, tmp_path, monkeypatch
 ):

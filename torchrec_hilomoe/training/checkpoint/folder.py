@@ -123,10 +123,11 @@ class CheckpointFolder:
             name (str): ``best`` or ``last``.
 
         Returns:
-            Path | None: None if there is no such checkpoint.
+            Path | None: None if it is no checkpoint of this run.
         """
         path = self.path / name
-        return path.resolve() if path.is_dir() else None
+        target = os.readlink(path) if path.is_symlink() else None
+        return self.path / target if target in self._own else None
 
     def _free_name(self, step: int) -> str:
         """A name that is not taken, as by a damaged checkpoint of the same step."""
