@@ -43,16 +43,7 @@ def resume_point(folder: Path, run: Mapping[str, Any], launch: str) -> Path | No
         CheckpointError: the checkpoint at the path that ``checkpoint.resume`` gives is damaged.
     """
     resume = run["checkpoint"]["resume"]
-
-    candidates = broadcast(
-        [
-            checkpoint
-            for checkpoint in checkpoints_in(folder)
-            if resume == "auto" or _wrote(checkpoint, run, launch if resume == "never" else None)
-        ]
-        if is_main_rank()
-        else []
-    )
+    candidates = broadcast(_candidates(folder, run, launch) if is_main_rank() else [])
     for path in reversed(candidates):
         try:
             verify_on_all_ranks(path)
@@ -75,14 +66,21 @@ def resume_point(folder: Path, run: Mapping[str, Any], launch: str) -> Path | No
     return path
 
 
-def _wrote(checkpoint: Path, run: Mapping[str, Any], launch: str | None) -> bool:
-    """Whether a run wrote a checkpoint, in a certain launch or in any."""
-    try:
-        saved = read_run(checkpoint)
-    except ConfigError:
-        return False  # damaged
-    same_resume = dict(_flat(saved.config)).get("checkpoint.resume") == run["checkpoint"]["resume"]
-    return same_resume and not _changes(saved.config, run) and launch in (None, saved.launch)
+def _candidates(folder: Path, run: Mapping[str, Any], launch: str) -> list[Path]:
+    """Under ``auto`` all in the folder, else those that the run wrote; oldest first."""
+    resume = run["checkpoint"]["resume"]
+
+    def own(checkpoint: Path) -> bool:
+        try:
+            saved = read_run(checkpoint)
+        except ConfigError:
+            return False  # damaged
+        same = dict(_flat(saved.config)).get("checkpoint.resume") == resume
+        same = same and not _changes(saved.config, run)
+        return same and (resume != "never" or saved.launch == launch)
+
+    found = checkpoints_in(folder)
+    return found if resume == "auto" else [*filter(own, found)]
 
 
 def verify_on_all_ranks(checkpoint: Path) -> None:
