@@ -196,7 +196,8 @@ def _load_encoder(folder: Path) -> TabularEncoder | CriteoEncoder:
     if settings.get("format_version") != FORMAT_VERSION:
         raise DataError(
             f"{path}: has the format version {settings.get('format_version')}, this version of "
-            f"torchrec-hilomoe reads {FORMAT_VERSION}"
+            f"torchrec-hilomoe reads {FORMAT_VERSION}; train again, or use the version that saved "
+            "it"
         )
     kinds = {kind.kind: kind for kind in (TabularEncoder, CriteoEncoder)}
     return kinds[settings["kind"]].load(folder)

@@ -16,6 +16,7 @@ from torchrec_hilomoe.errors import DataError
 
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^(?i:nan)$"
 _LARGEST = float(np.finfo(np.float32).max)
+_INT64_END = 2.0**63
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,9 @@ def _numbers_of_texts(
 def parse_texts(chunk: RawChunk, name: str) -> pa.LargeStringArray:
     """A column as canonical texts; null where missing (null, empty or NaN).
 
-    Whole numbers are written without decimals whatever their type, so that a CSV file and a
-    Parquet file of the same ids are encoded alike.
+    Text is taken as it is written. Whole numbers become their digits whatever their type
+    (floating point below 2**63), so that ids are encoded alike by a CSV file that writes them
+    without decimals and by Parquet files of integers, floats or decimals.
 
     Args:
         chunk (RawChunk): n raw rows.
@@ -180,13 +182,41 @@ def canonical_texts(column: pa.Array) -> pa.LargeStringArray:
     Example:
         >>> canonical_texts(pa.array([3.0, None, 2.5, float("nan")])).to_pylist()
         ['3', None, '2.5', None]
+        >>> canonical_texts(pa.array([2e10, -0.0])).to_pylist()
+        ['20000000000', '0']
         >>> canonical_texts(pa.array(["3", "", "x"])).to_pylist()
         ['3', None, 'x']
     """
     column = _plain(column)
     if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column)
+        return _texts_of_floats(column)
+    if pa.types.is_decimal(column.type):
+        return _texts_of_decimals(column)
     return _empty_to_null(column.cast(pa.large_string()))
+
+
+def _texts_of_floats(column: pa.Array) -> pa.LargeStringArray:
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
+    column = pc.if_else(pc.is_nan(column), None, column)
+    is_whole = pc.and_(pc.equal(pc.trunc(column), column), pc.less(pc.abs(column), _INT64_END))
+    return _digits_where_whole(column, is_whole, pa.int64())
+
+
+def _texts_of_decimals(column: pa.Array) -> pa.LargeStringArray:
+    # The widest type: rounding 0.99 needs more digits than the column may have.
+    wide = column.cast(pa.decimal256(76, max(column.type.scale, 0)))
+    return _digits_where_whole(column, pc.equal(pc.trunc(wide), wide), pa.decimal256(76, 0))
+
+
+def _digits_where_whole(
+    column: pa.Array, is_whole: pa.BooleanArray, integers: pa.DataType
+) -> pa.LargeStringArray:
+    """Texts of numbers; Arrow would write 1e+10, 3.00 and -0."""
+    digits = pc.if_else(is_whole, column, None).cast(integers).cast(pa.large_string())
+    if digits.null_count == column.null_count:
+        return digits
+    return pc.coalesce(digits, column.cast(pa.large_string()))
 
 
 def _parse_bags(chunk: RawChunk, column: MultiValuedColumn) -> Bags:
