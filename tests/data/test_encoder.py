@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from torchrec_hilomoe.data import CTRBatch, DataConfig, load_encoder, open_data
+from torchrec_hilomoe.config import parse_config
+from torchrec_hilomoe.data import CTRBatch, DataConfig, SchemaConfig, load_encoder, open_data
 from torchrec_hilomoe.data.encoder import TabularEncoder
+from torchrec_hilomoe.data.readers import RawFormat
 
 SCHEMA = {
     "label": "click",
@@ -153,6 +156,35 @@ def test_a_saved_encoder_is_the_same_encoder(
     assert {n: v.to_pylist() for n, v in second.vocabularies.items()} == {
         n: v.to_pylist() for n, v in first.vocabularies.items()
     }
+
+
+def test_ids_of_one_column_do_not_pass_for_those_of_the_next() -> None:
+    schema = parse_config(SchemaConfig, {"categorical": ["u", "v"]})
+
+    def digest(**vocabularies: list[str]) -> str:
+        arrays = {name: pa.array(ids, pa.large_string()) for name, ids in vocabularies.items()}
+        return TabularEncoder(schema, RawFormat(), arrays, {}).digest()
+
+    assert digest(u=["0", "1"], v=["0"]) == digest(u=["0", "1"], v=["0"])
+    assert digest(u=["0", "1"], v=["0"]) != digest(u=["0"], v=["1", "0"])
+    assert digest(u=["0"], v=["1"]) != digest(v=["0"], u=["1"])
+
+
+def test_a_shared_cache_keeps_encoders_apart(
+    write_csv: Callable[..., Path], make_config: Callable[..., DataConfig], rows_of: RowsOf
+) -> None:
+    def rows(*ids: str) -> list[dict[str, str]]:
+        return [{"label": str(i % 2), "u": u, "v": v} for i, (u, v) in enumerate(ids)]
+
+    test = str(write_csv("test.csv", rows("00", "11", "10", "01")))
+    encoded = []
+    for name, ids in (("a.csv", ("00", "00", "10")), ("b.csv", ("01", "01", "00"))):
+        train = write_csv(name, rows(*ids))
+        config = make_config(train, {"categorical": ["u", "v"]}, test=test, batch_size=2)
+        source = open_data(config, rank=0, world_size=1, seed=0)
+        encoded.append([row[2] for batch in source.loader("test") for row in rows_of(batch)])
+    assert encoded[0] == [((1,), (1,)), ((2,), (0,)), ((2,), (1,)), ((1,), (0,))]
+    assert encoded[1] == [((1,), (2,)), ((0,), (1,)), ((0,), (2,)), ((1,), (1,))]
 
 
 def test_hashed_columns_alone_need_no_vocabularies(

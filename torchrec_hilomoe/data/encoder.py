@@ -133,7 +133,9 @@ class TabularEncoder:
         settings = self._settings()
         del settings["raw_format"]
         state = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
-        for vocabulary in self.vocabularies.values():
+        for name, vocabulary in self.vocabularies.items():
+            # Without its length a vocabulary could end where the next one begins.
+            state.update(json.dumps([name, len(vocabulary)]).encode())
             state.update(fnv1a(vocabulary).tobytes())
         return state.hexdigest()
 
