@@ -19,11 +19,26 @@ def test_moments_of_chunks_equal_those_of_the_whole() -> None:
     assert moments.deviation == pytest.approx(np.nanstd(values), rel=1e-9)
 
 
-def test_a_constant_column_is_not_divided_by_zero() -> None:
+@pytest.mark.parametrize("constant", [3.0, 0.1, -1 / 3, 1e6 + 0.1, 7e-30, 0.0])
+@pytest.mark.parametrize("chunks", [[5], [1000], [131_072, 999, 65_536], [7, 1, 3] * 50])
+def test_a_constant_column_is_only_shifted(constant: float, chunks: list[int]) -> None:
     moments = Moments()
-    moments.add(np.full(5, 3.0))
+    for rows in chunks:
+        moments.add(np.full(rows, constant))
+    assert moments.deviation == 1.0
     column = DenseColumn("x", transform="standardize")
-    assert transform(np.array([3.0, np.nan]), column, moments).tolist() == [0.0, 0.0]
+    shifted = transform(np.array([constant, constant + 2.0, np.nan]), column, moments)
+    np.testing.assert_allclose(shifted, [0.0, 2.0, 0.0], atol=1e-8)
+
+
+def test_a_small_spread_around_a_large_mean_is_not_constant() -> None:
+    moments = Moments()
+    moments.add(1e9 + np.array([0.0, 1e-3, 2e-3]))
+    assert moments.deviation == pytest.approx(np.sqrt(2 / 3) * 1e-3, rel=1e-3)
+
+
+def test_without_numbers_the_deviation_is_one() -> None:
+    assert Moments().deviation == 1.0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 from torchrec_hilomoe.data.config import DenseColumn
 
+# Sums of equal numbers round to a mean that is off by about 2 units in the last place.
+_ROUNDING = 16 * float(np.finfo(np.float64).eps)
+
 
 @dataclass
 class Moments:
@@ -42,8 +45,9 @@ class Moments:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation (of the population); 1 where it would be 0."""
-        return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
+        """The standard deviation (of the population); 1 where it is 0 up to rounding."""
+        deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
+        return deviation if deviation > _ROUNDING * abs(self.mean) else 1.0
 
 
 def transform(
