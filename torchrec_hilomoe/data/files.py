@@ -18,16 +18,30 @@ def resolve_files(paths: Sequence[str], key: str) -> list[Path]:
 
     Args:
         paths (Sequence[str]): files, folders (searched deeply; names that begin with ``.`` or
-            ``_`` are left out, as Spark writes them) or globs (``**`` included).
+            ``_`` are left out, as Spark writes them) or globs (``**`` included) of both.
         key (str): the configuration key, for messages.
 
     Returns:
         list[Path]: in the order of ``paths``, sorted within a folder or a glob.
 
     Raises:
+        ConfigError: a file is named twice.
         DataError: a path names nothing.
     """
-    return [file for path in paths for file in _resolve(path, key)]
+    found = [(path, file) for path in paths for file in _resolve(path, key)]
+    named: dict[Path, tuple[str, Path]] = {}
+    for path, file in found:
+        target = file.resolve()
+        if target in named:
+            earlier_path, earlier_file = named[target]
+            # A folder names a file twice where it holds a link to it.
+            names = (earlier_path, path) if earlier_path != path else (earlier_file, file)
+            raise ConfigError(
+                f"{key}: the file {target} is named twice, by {names[0]} and by {names[1]}; its "
+                "rows would count twice, so leave one of them out"
+            )
+        named[target] = path, file
+    return [file for _, file in found]
 
 
 def _resolve(path: str, key: str) -> list[Path]:
@@ -35,19 +49,31 @@ def _resolve(path: str, key: str) -> list[Path]:
     if place.is_file():
         return [place]
     if place.is_dir():
-        inside = (p for p in place.rglob("*") if p.is_file())
-        files = sorted(
-            p for p in inside if not any(q[0] in "._" for q in p.relative_to(place).parts)
-        )
+        files = _files_inside(place)
         if not files:
             raise DataError(f"{key}: the folder {path} holds no files")
         return files
-    matches = sorted(Path(p) for p in glob.glob(str(place), recursive=True))
-    files = [p for p in matches if p.is_file()]
+    files = _matches(place)
     if not files:
         kind = "no file matches" if glob.has_magic(path) else "no such file or folder:"
         raise DataError(f"{key}: {kind} {path} (looked from {Path.cwd()})")
     return files
+
+
+def _files_inside(folder: Path) -> list[Path]:
+    inside = (p for p in folder.rglob("*") if p.is_file())
+    return sorted(p for p in inside if not any(q[0] in "._" for q in p.relative_to(folder).parts))
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """The files that a glob matches, and those inside the folders that it matches."""
+    files: set[Path] = set()  # ``**`` matches folders and what is in them
+    for match in map(Path, glob.glob(str(pattern), recursive=True)):
+        if match.is_file():
+            files.add(match)
+        elif not match.name.startswith((".", "_")) or match.name[0] == pattern.name[0]:
+            files.update(_files_inside(match))
+    return sorted(files)
 
 
 def file_format(path: Path, declared: str) -> str:
