@@ -105,6 +105,15 @@ def test_every_rank_has_as_many_batches_and_valid_and_test_share_the_day(days: P
     assert opened(days, test=None).report["rows"] == {"train": 65, "valid": 31}
 
 
+def test_the_day_is_halved_however_its_path_is_spelled(
+    days: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(days)
+    for spelling in ("day_2_dense.npy", "./day_2_*.npy"):
+        rows = opened(days, test=spelling).report["rows"]
+        assert rows == {"train": 65, "valid": 16, "test": 15}
+
+
 def test_training_rows_are_shuffled_over_files(days: Path, rows_of: RowsOf) -> None:
     def rows(epoch: int) -> list[tuple[Any, ...]]:
         return [r for b in opened(days).loader("train", epoch=epoch) for r in rows_of(b)]

@@ -149,8 +149,8 @@ class CriteoStore:
 def open_criteo(config: DataConfig) -> tuple[CriteoEncoder, dict[str, CriteoStore]]:
     """Opens the splits that the configuration names.
 
-    Where ``data.valid`` and ``data.test`` name the same file, they are its two halves, as in
-    TorchRec's DLRM example.
+    Where ``data.valid`` and ``data.test`` name the same file, in whatever spelling, they are its
+    two halves, as in TorchRec's DLRM example.
 
     Raises:
         ConfigError: ``data.hash_sizes`` is not given, or several files are to be halved.
@@ -162,7 +162,7 @@ def open_criteo(config: DataConfig) -> tuple[CriteoEncoder, dict[str, CriteoStor
     splits = [split for split in SPLITS if config.paths(split)]
     files = {split: dense_files(config.paths(split), split) for split in splits}
     stages = dict.fromkeys(splits, "train")
-    if "valid" in files and files["valid"] == files.get("test"):
+    if {"valid", "test"} <= files.keys() and _same(files["valid"], files["test"]):
         if len(files["valid"]) > 1:
             raise ConfigError(
                 "data.valid and data.test name the same files; only a single file can be halved"
@@ -181,6 +181,11 @@ def dense_files(paths: Sequence[str], split: str) -> list[Path]:
     if not found:
         raise DataError(f"data.{split}: no *{_DENSE_SUFFIX} file among {', '.join(paths)}")
     return found
+
+
+def _same(files: Sequence[Path], others: Sequence[Path]) -> bool:
+    """Whether these are the same files, however their paths are spelled."""
+    return [file.resolve() for file in files] == [file.resolve() for file in others]
 
 
 def _beside(dense: Path, kind: str) -> Path:
