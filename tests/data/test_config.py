@@ -78,6 +78,10 @@ def test_bare_names_and_mappings_mean_the_same() -> None:
             {"schema": {"categorical": [{"name": "u", "hash_size": 9, "min_count": 2}]}},
             r"data\.schema\.categorical\.0: column 'u' has both hash_size and min_count",
         ),
+        (
+            {"schema": {"multi_valued": [{"name": "u", "hash_size": 2**31}]}},
+            r"data\.schema\.multi_valued\.0\.hash_size: .*less than 2147483648 \(got 2147483648\)",
+        ),
         ({"hash_sizes": [1, 2, 3]}, r"data\.hash_sizes"),
     ],
 )

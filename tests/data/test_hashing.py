@@ -49,6 +49,12 @@ def test_rows_stay_the_same_over_versions() -> None:
     assert rows == [(h ^ h >> 32) % 1_000_000 + 1 for h in hashes]
 
 
+def test_the_largest_table_has_no_negative_rows() -> None:
+    rows = hash_to_rows(pa.array(random_texts(500), pa.large_string()), 2**31 - 1)
+    assert rows.min() > 0
+    assert rows.max() > 2**30
+
+
 def test_rows_fill_the_table_evenly_and_spare_row_zero() -> None:
     rows = hash_to_rows(pa.array([f"{i:08x}" for i in range(64_000)], pa.large_string()), 64)
     counts = np.bincount(rows, minlength=65)

@@ -48,15 +48,15 @@ class CategoricalColumn:
     Args:
         name (str): the column in the raw file.
         min_count (int): ids seen less often than this in the training rows are unknown.
-        hash_size (int | None): hash ids into this many table rows instead of building a
-            vocabulary.
+        hash_size (int | None): hash ids into this many table rows, below 2**31, instead of
+            building a vocabulary.
     """
 
     __pydantic_config__ = STRICT
 
     name: str
     min_count: PositiveInt = 1
-    hash_size: PositiveInt | None = None
+    hash_size: Annotated[int, Field(ge=1, lt=2**31)] | None = None  # rows are held as int32
 
     def __post_init__(self) -> None:
         if self.hash_size is not None and self.min_count != 1:

@@ -53,7 +53,7 @@ def hash_to_rows(texts: pa.LargeStringArray, size: int) -> npt.NDArray[np.int32]
 
     Args:
         texts (pa.LargeStringArray): n texts.
-        size (int): rows to spread over.
+        size (int): rows to spread over, below 2**31.
 
     Returns:
         npt.NDArray[np.int32]: n rows.
