@@ -162,6 +162,17 @@ def test_lists_of_numbers() -> None:
     assert parse({"t": fixed}, multi_valued=["t"]).multi_valued[0].lengths.tolist() == [2, 2]
 
 
+@pytest.mark.parametrize("column", [pa.nulls(3), pa.array([[], None, [None]])])
+def test_columns_without_any_value_are_missing_in_every_role(column: pa.Array) -> None:
+    bags = parse({"c": column}, multi_valued=[{"name": "c", "separator": None}]).multi_valued[0]
+    assert (bags.lengths.tolist(), bags.values.to_pylist()) == ([0, 0, 0], [])
+    assert bags.lengths.dtype == np.int32
+    if pa.types.is_null(column.type):
+        rows = parse({"c": column}, dense=["c"], group="c")
+        assert np.isnan(rows.dense[0]).all()
+        assert parse({"c": column}, categorical=["c"]).categorical[0].null_count == 3
+
+
 @pytest.mark.parametrize(
     ("column", "schema", "message"),
     [

@@ -221,6 +221,8 @@ def _digits_where_whole(
 
 def _parse_bags(chunk: RawChunk, column: MultiValuedColumn) -> Bags:
     lists = _plain(chunk.batch.column(column.name))
+    if pa.types.is_null(lists.type):  # a Parquet part without any value
+        return Bags(np.zeros(len(lists), np.int32), pa.array([], pa.large_string()))
     if pa.types.is_large_string(lists.type):
         if column.separator is None:
             raise _wrong_type(chunk, column.name, "lists; text needs a separator in data.schema")
