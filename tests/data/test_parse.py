@@ -190,3 +190,24 @@ def test_columns_of_the_wrong_type(column: list[Any], schema: dict[str, Any], me
         DataError, match=rf"raw\.parquet: column 'c' has the type .*{message}|{message}"
     ):
         parse({"c": column}, **schema)
+
+
+LATIN_1 = [b"a", "caf\u00e9".encode("latin-1")]
+
+
+@pytest.mark.parametrize(
+    ("column", "schema", "kind"),
+    [
+        (pa.array(LATIN_1), {"categorical": ["c"]}, "binary"),
+        (pa.array(LATIN_1).dictionary_encode(), {"dense": ["c"]}, "dictionary<.*"),
+        (pa.array(LATIN_1, pa.large_binary()), {"multi_valued": ["c"]}, "large_binary"),
+        (pa.array([LATIN_1, []]), {"multi_valued": ["c"]}, "list<.*"),
+        (pa.array([None] * 2, pa.month_day_nano_interval()), {"group": "c"}, "month_day_nano.*"),
+    ],
+)
+def test_bytes_and_types_that_are_no_text_are_named(
+    column: pa.Array, schema: dict[str, Any], kind: str
+) -> None:
+    message = rf"raw\.parquet: column 'c' of the type {kind} cannot be read: .*; write it as UTF-8"
+    with pytest.raises(DataError, match=message):
+        parse({"c": column}, **schema)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +68,7 @@ def parse_rows(chunk: RawChunk, schema: SchemaConfig, bad_rows: BadRows) -> Pars
         ParsedRows: the good rows, in order.
 
     Raises:
-        DataError: a column has a type that its role does not allow.
+        DataError: a column has a type that its role does not allow, or bytes that are no text.
     """
     labels, good = _parse_label(chunk, schema, bad_rows)
     dense = []
@@ -129,7 +131,8 @@ def parse_numbers(
     Returns:
         tuple: values as float64 [n], and whether each is missing or a finite float32.
     """
-    column = _plain(chunk.batch.column(name))
+    with _named_errors(chunk, name):
+        column = _plain(chunk.batch.column(name))
     kind = column.type
     if pa.types.is_large_string(kind):
         values, is_number = _numbers_of_texts(column)
@@ -173,7 +176,8 @@ def parse_texts(chunk: RawChunk, name: str) -> pa.LargeStringArray:
     column = chunk.batch.column(name)
     if pa.types.is_nested(column.type):
         raise _wrong_type(chunk, name, "single values (list it under multi_valued?)")
-    return canonical_texts(column)
+    with _named_errors(chunk, name):
+        return canonical_texts(column)
 
 
 def canonical_texts(column: pa.Array) -> pa.LargeStringArray:
@@ -220,7 +224,8 @@ def _digits_where_whole(
 
 
 def _parse_bags(chunk: RawChunk, column: MultiValuedColumn) -> Bags:
-    lists = _plain(chunk.batch.column(column.name))
+    with _named_errors(chunk, column.name):
+        lists = _plain(chunk.batch.column(column.name))
     if pa.types.is_null(lists.type):  # a Parquet part without any value
         return Bags(np.zeros(len(lists), np.int32), pa.array([], pa.large_string()))
     if pa.types.is_large_string(lists.type):
@@ -230,7 +235,8 @@ def _parse_bags(chunk: RawChunk, column: MultiValuedColumn) -> Bags:
     elif not _is_list(lists.type) or pa.types.is_nested(lists.type.value_type):
         raise _wrong_type(chunk, column.name, "lists of single values, or text with a separator")
     lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
-    values = canonical_texts(pc.list_flatten(lists))
+    with _named_errors(chunk, column.name):
+        values = canonical_texts(pc.list_flatten(lists))
     if values.null_count:
         present = values.is_valid().to_numpy(zero_copy_only=False)
         before = np.concatenate([[0], np.cumsum(present)])
@@ -265,6 +271,19 @@ def _is_binary(kind: pa.DataType) -> bool:
 def _is_list(kind: pa.DataType) -> bool:
     tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(test(kind) for test in tests)
+
+
+@contextmanager
+def _named_errors(chunk: RawChunk, name: str) -> Iterator[None]:
+    """Arrow's errors know neither file nor column."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        kind, reason = chunk.batch.schema.field(name).type, str(error).splitlines()[0]
+        raise DataError(
+            f"{chunk.path}: column {name!r} of the type {kind} cannot be read: {reason}; write it "
+            "as UTF-8 text or numbers, or leave it out of data.schema"
+        ) from error
 
 
 def _wrong_type(chunk: RawChunk, name: str, expected: str) -> DataError:
