@@ -17,7 +17,7 @@ import pytest
 from torchrec_hilomoe.config import parse_config
 from torchrec_hilomoe.data import CTRBatch, DataConfig, SchemaConfig, load_encoder, open_data
 from torchrec_hilomoe.data.encoder import TabularEncoder
-from torchrec_hilomoe.data.readers import RawFormat
+from torchrec_hilomoe.data.files import RawFormat
 
 SCHEMA = {
     "label": "click",

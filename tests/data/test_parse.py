@@ -12,8 +12,9 @@ import pytest
 from torchrec_hilomoe.config import parse_config
 from torchrec_hilomoe.data import SchemaConfig
 from torchrec_hilomoe.data.bad_rows import BadRows
+from torchrec_hilomoe.data.files import RawFormat
 from torchrec_hilomoe.data.parse import ParsedRows, canonical_texts, parse_rows
-from torchrec_hilomoe.data.readers import RawChunk, RawFormat
+from torchrec_hilomoe.data.readers import RawChunk
 from torchrec_hilomoe.errors import DataError
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from torchrec_hilomoe.data import readers
 from torchrec_hilomoe.data.bad_rows import BadRows
-from torchrec_hilomoe.data.readers import RawChunk, RawFormat, locate, read_chunks
+from torchrec_hilomoe.data.files import RawFormat
+from torchrec_hilomoe.data.readers import RawChunk, read_chunks
 from torchrec_hilomoe.errors import DataError
 
 COLUMNS = ("label", "user")
@@ -57,15 +58,6 @@ def test_many_blocks_with_blank_lines_and_line_breaks_in_values(
     firsts = [chunk.first_row for chunk in chunks]
     sizes = [chunk.batch.num_rows for chunk in chunks]
     assert firsts == [1 + sum(sizes[:i]) for i in range(len(sizes))]
-
-
-def test_lines_are_counted_with_header_blanks_and_line_breaks(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", 'label,user\n\n1,"a\nb"\n0,c\n')
-    assert locate(path, 1, RawFormat()).endswith("row 1 (line 4)")
-    assert locate(path, 2, RawFormat()).endswith("row 2 (line 5)")
-    zipped = tmp_path / "b.csv.gz"
-    zipped.write_bytes(gzip.compress(b"1,a\n0,b\n"))
-    assert locate(zipped, 2, RawFormat(column_names=COLUMNS)).endswith("row 2 (line 2)")
 
 
 def test_a_malformed_row_is_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ from torchrec_hilomoe.config import parse_config
 from torchrec_hilomoe.data.config import CategoricalColumn, MultiValuedColumn, SchemaConfig
 from torchrec_hilomoe.data.dense import Moments, transform
 from torchrec_hilomoe.data.features import FeatureSpec, SparseFeature
+from torchrec_hilomoe.data.files import RawFormat
 from torchrec_hilomoe.data.hashing import fnv1a, hash_to_rows
 from torchrec_hilomoe.data.parse import ParsedRows
-from torchrec_hilomoe.data.readers import RawFormat
 from torchrec_hilomoe.data.rows import EncodedRows, IdBags, Int32Array
 from torchrec_hilomoe.data.vocabulary import ValueCounts, look_up
 

@@ -1,9 +1,10 @@
-"""From a path, folder or glob of the configuration to the files it means."""
+"""From a path, folder or glob of the configuration to the files it means, and their format."""
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torchrec_hilomoe.errors import ConfigError, DataError
@@ -11,6 +12,25 @@ from torchrec_hilomoe.errors import ConfigError, DataError
 #: Suffixes of compressed CSV files and the codecs Arrow reads them with.
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet"}
+
+
+@dataclass(frozen=True)
+class RawFormat:
+    """How raw files are written; the fields are those of ``DataConfig``.
+
+    Args:
+        format (str): ``"auto"``, ``"csv"`` or ``"parquet"``.
+        delimiter (str | None): of CSV.
+        column_names (tuple[str, ...] | None): of CSV without a header line.
+    """
+
+    format: str = "auto"
+    delimiter: str | None = None
+    column_names: tuple[str, ...] | None = None
+
+    def delimiter_of(self, path: Path) -> str:
+        """The delimiter of a CSV file, by its suffix if none is configured."""
+        return self.delimiter or ("\t" if plain_suffix(path) == ".tsv" else ",")
 
 
 def resolve_files(paths: Sequence[str], key: str) -> list[Path]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import difflib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +14,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from torchrec_hilomoe.data.bad_rows import BadRows
-from torchrec_hilomoe.data.files import COMPRESSED, file_format, plain_suffix
+from torchrec_hilomoe.data.files import RawFormat, file_format
+from torchrec_hilomoe.data.lines import csv_header, decompressed, locate
 from torchrec_hilomoe.errors import DataError
 
 # Arrow reads up to 32 blocks ahead.
@@ -24,25 +23,6 @@ _CSV_BLOCK_BYTES = 1 << 21
 _CHUNK_BYTES = 1 << 25
 _CHUNK_ROWS = 1 << 17
 _PARQUET_BUFFER_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class RawFormat:
-    """How raw files are written; the fields are those of ``DataConfig``.
-
-    Args:
-        format (str): ``"auto"``, ``"csv"`` or ``"parquet"``.
-        delimiter (str | None): of CSV.
-        column_names (tuple[str, ...] | None): of CSV without a header line.
-    """
-
-    format: str = "auto"
-    delimiter: str | None = None
-    column_names: tuple[str, ...] | None = None
-
-    def delimiter_of(self, path: Path) -> str:
-        """The delimiter of a CSV file, by its suffix if none is configured."""
-        return self.delimiter or ("\t" if plain_suffix(path) == ".tsv" else ",")
 
 
 @dataclass(frozen=True)
@@ -64,18 +44,6 @@ class RawChunk:
     def locate(self, row: int) -> str:
         """Names the file, row and line of row ``row`` (0-based) of this chunk."""
         return locate(self.path, self.first_row + row, self.raw_format)
-
-
-def locate(path: Path, row: int, raw_format: RawFormat) -> str:
-    """Names a row: file, 1-based data row and, for CSV, the line (header and blanks counted)."""
-    if file_format(path, raw_format.format) != "csv":
-        return f"{path}: row {row}"
-    header = 0 if raw_format.column_names else 1
-    with _open_text(path) as text:
-        records = csv.reader(text, delimiter=raw_format.delimiter_of(path))
-        lines = (records.line_num for record in records if record)
-        line = next((line for n, line in enumerate(lines, start=1) if n == row + header), "?")
-    return f"{path}: row {row} (line {line})"
 
 
 def read_chunks(
@@ -119,10 +87,10 @@ def _read_csv(
     advance: Callable[[int], object],
 ) -> Iterator[RawChunk]:
     delimiter = raw_format.delimiter_of(path)
-    names = raw_format.column_names or _csv_header(path, delimiter)
+    names = raw_format.column_names or csv_header(path, delimiter)
     _check_columns(path, names, columns)
     malformed = _MalformedRows(path, raw_format, bad_rows)
-    with pa.OSFile(str(path)) as file, _decompressed(path, file) as stream:
+    with pa.OSFile(str(path)) as file, decompressed(path, file) as stream:
         reader = pa_csv.open_csv(
             stream,
             # Several threads would lose the numbers of malformed rows.
@@ -224,26 +192,3 @@ def _check_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> N
     repeated = [name for name, count in Counter(names).items() if count > 1 and name in wanted]
     if repeated:
         raise DataError(f"{path}: more than one column is named {', '.join(map(repr, repeated))}")
-
-
-def _csv_header(path: Path, delimiter: str) -> tuple[str, ...]:
-    with _open_text(path) as text:
-        header = next((record for record in csv.reader(text, delimiter=delimiter) if record), None)
-    if header is None:
-        raise DataError(f"{path}: the file is empty, not even a header line")
-    return tuple(header)
-
-
-@contextmanager
-def _open_text(path: Path) -> Iterator[io.TextIOWrapper]:
-    with (
-        pa.OSFile(str(path)) as file,
-        _decompressed(path, file) as stream,
-        io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text,
-    ):
-        yield text
-
-
-def _decompressed(path: Path, file: pa.NativeFile) -> pa.NativeFile:
-    suffix = path.suffix.lower()
-    return pa.CompressedInputStream(file, COMPRESSED[suffix]) if suffix in COMPRESSED else file

@@ -15,9 +15,9 @@ from torchrec_hilomoe.data.bad_rows import BadRows
 from torchrec_hilomoe.data.cache import build_once, content_digest, key_of
 from torchrec_hilomoe.data.config import DataConfig, SchemaConfig
 from torchrec_hilomoe.data.encoder import FORMAT_VERSION, TabularEncoder, fit_encoder
-from torchrec_hilomoe.data.files import plain_suffix, resolve_files
+from torchrec_hilomoe.data.files import RawFormat, plain_suffix, resolve_files
 from torchrec_hilomoe.data.parse import ParsedRows, parse_rows
-from torchrec_hilomoe.data.readers import RawFormat, read_chunks
+from torchrec_hilomoe.data.readers import read_chunks
 from torchrec_hilomoe.data.store import ArrowStore, to_record_batch, write_store
 from torchrec_hilomoe.errors import DataError
 
