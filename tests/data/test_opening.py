@@ -194,6 +194,11 @@ def test_skipped_rows_are_left_out_of_everything_and_reported(
 BAD_FILES = [
     ("label,user\n1,a\n2,b\n", r"t\.csv: row 2 \(line 3\), column 'label', value '2': the label"),
     ("label,user\n", r"data\.train: no usable row in .*t\.csv"),
+    ("label,user", r"data\.train: no usable row in .*t\.csv"),
+    (
+        f"label,user\n1,{'x' * 200_000}\n7,b\n",
+        r"t\.csv: row 2 \(line 3\), column 'label', value '7': the label is not 0 or 1",
+    ),
     ("", r"t\.csv: the file is empty"),
     ("label,usr\n1,a\n", r"t\.csv: no column 'user'; it has 'label', 'usr'\. Did you mean 'usr'"),
     ("label,user\n1,a,b\n", r"t\.csv: row 1 \(line 2\): 3 fields where 2 were expected"),

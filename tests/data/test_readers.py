@@ -73,6 +73,29 @@ def test_a_malformed_row_is_located(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert dict(bad_rows.counts) == {"wrong number of fields": 2}
 
 
+@pytest.mark.parametrize("header", ["\n\nlabel,user\n", '"label","user","no\nte"\n'])
+def test_headers_over_several_lines_leave_the_rows_alone(tmp_path: Path, header: str) -> None:
+    more = ",z" * ("te" in header)
+    path = write(tmp_path / "a.csv", f"{header}1,u{more}\n\n0,v{more}\n0\n")
+    bad_rows = BadRows("skip")
+    chunks = list(read_chunks(path, COLUMNS, RawFormat(), bad_rows, lambda _: None))
+    assert rows(chunks) == [{"label": "1", "user": "u"}, {"label": "0", "user": "v"}]
+    assert dict(bad_rows.counts) == {"wrong number of fields": 1}
+    lines = header.count("\n") + 4
+    with pytest.raises(DataError, match=rf"row 3 \(line {lines}\): 1 fields where"):
+        read(path)
+
+
+@pytest.mark.parametrize("text", ["label,user", "label,user\n", "\nlabel,user\n\n"])
+def test_a_file_of_a_header_alone_has_no_rows(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "a.csv", text)
+    steps: list[int] = []
+    assert not list(read_chunks(path, COLUMNS, RawFormat(), BadRows("raise"), steps.append))
+    assert sum(steps) == len(text)
+    with pytest.raises(DataError, match=r"a\.csv: no column 'item'"):
+        read(path, ("label", "item"))
+
+
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet"])
 def test_progress_adds_up_to_the_size_of_the_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"

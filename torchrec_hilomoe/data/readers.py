@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from torchrec_hilomoe.data.bad_rows import BadRows
 from torchrec_hilomoe.data.files import RawFormat, file_format
-from torchrec_hilomoe.data.lines import csv_header, decompressed, locate
+from torchrec_hilomoe.data.lines import decompressed, locate, read_header
 from torchrec_hilomoe.errors import DataError
 
 # Arrow reads up to 32 blocks ahead.
@@ -86,10 +86,12 @@ def _read_csv(
     bad_rows: BadRows,
     advance: Callable[[int], object],
 ) -> Iterator[RawChunk]:
-    delimiter = raw_format.delimiter_of(path)
-    names = raw_format.column_names or csv_header(path, delimiter)
-    _check_columns(path, names, columns)
-    malformed = _MalformedRows(path, raw_format, bad_rows)
+    header = read_header(path, raw_format)
+    _check_columns(path, header.names, columns)
+    if not header.has_more:  # Arrow would fail to skip a header without a line end
+        advance(path.stat().st_size)
+        return
+    malformed = _MalformedRows(path, raw_format, header.lines, bad_rows)
     with pa.OSFile(str(path)) as file, decompressed(path, file) as stream:
         reader = pa_csv.open_csv(
             stream,
@@ -97,11 +99,13 @@ def _read_csv(
             pa_csv.ReadOptions(
                 use_threads=False,
                 block_size=_CSV_BLOCK_BYTES,
-                column_names=list(names),
-                skip_rows=malformed.header,
+                column_names=list(header.names),
+                skip_rows=header.lines,
             ),
             pa_csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=malformed
+                delimiter=raw_format.delimiter_of(path),
+                newlines_in_values=True,
+                invalid_row_handler=malformed,
             ),
             pa_csv.ConvertOptions(
                 include_columns=list(columns),
@@ -117,6 +121,7 @@ def _read_csv(
             advance(file.tell() - done)
             done = file.tell()
         malformed.reject()
+        advance(file.size() - done)
 
 
 def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -135,9 +140,11 @@ def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 class _MalformedRows:
     """Collects the rows whose number of fields is wrong, as Arrow's parser meets them."""
 
-    def __init__(self, path: Path, raw_format: RawFormat, bad_rows: BadRows) -> None:
-        self.header = 0 if raw_format.column_names else 1
+    def __init__(
+        self, path: Path, raw_format: RawFormat, skipped_lines: int, bad_rows: BadRows
+    ) -> None:
         self._path, self._raw_format, self._bad_rows = path, raw_format, bad_rows
+        self._skipped_lines = skipped_lines
         self._first: pa_csv.InvalidRow | None = None
         self._count = 0
 
@@ -156,7 +163,8 @@ class _MalformedRows:
         self._first, self._count = None, 0
 
     def _describe(self, row: pa_csv.InvalidRow) -> str:
-        place = locate(self._path, row.number - self.header, self._raw_format)
+        # Arrow counts the skipped lines as rows.
+        place = locate(self._path, row.number - self._skipped_lines, self._raw_format)
         return f"{place}: {row.actual_columns} fields where {row.expected_columns} were expected"
 
 
