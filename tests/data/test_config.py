@@ -61,6 +61,12 @@ def test_bare_names_and_mappings_mean_the_same() -> None:
         ({"on_bad_row": "ignore"}, r"data\.on_bad_row: .*'raise' or 'skip'"),
         ({"source": "kafka"}, r"data\.source: .*'tabular'"),
         ({"train": 7}, r"data\.train"),
+        ({"quote_char": ""}, r"data\.quote_char: expected one ASCII character .* \(got ''\)"),
+        ({"quote_char": "\u00ab"}, r"data\.quote_char: expected one ASCII character"),
+        ({"delimiter": "\n"}, r"data\.delimiter: expected one ASCII character that is no line"),
+        ({"delimiter": "||"}, r"data\.delimiter: expected one ASCII character"),
+        ({"quote_char": "|", "delimiter": "|"}, r"data\.quote_char: '\|' is the delimiter"),
+        ({"quote_char": ","}, r"data\.quote_char: ',' is the delimiter; .* or null"),
         (
             {"schema": {"dense": [{"name": "x", "transfrom": "log"}]}},
             r"data\.schema\.dense\.0\.transfrom: unknown key; did you mean 'transform'",

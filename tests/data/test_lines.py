@@ -54,3 +54,11 @@ def test_a_row_behind_long_fields_and_other_encodings_is_located(tmp_path: Path)
     limit = csv.field_size_limit()
     assert locate(path, 3, RawFormat()).endswith("row 3 (line 4)")
     assert csv.field_size_limit() == limit
+
+
+def test_rows_are_located_by_the_quotes_of_the_format(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "label,user\n1,'a\nb'\n0,\"c\n1,d\n")
+    assert locate(path, 2, RawFormat(quote_char="'")).endswith("row 2 (line 4)")
+    assert locate(path, 2, RawFormat(quote_char=None)).endswith("row 2 (line 3)")
+    header = write(tmp_path / "b.csv", '"label,user\n')
+    assert read_header(header, RawFormat(quote_char=None)).names == ('"label', "user")

@@ -156,6 +156,29 @@ def test_a_model_scores_raw_files_without_its_training_data(
             scored.loader("train")
 
 
+def test_a_saved_encoder_keeps_the_quotes_of_its_files(
+    tmp_path: Path, make_config: MakeConfig, rows_of: RowsOf
+) -> None:
+    (tmp_path / "t.tsv").write_text('label\tuser\n1\t"a\n0\tb"\n1\t"b"\n')
+    config = make_config(tmp_path / "t.tsv", {"categorical": ["user"]}, quote_char=None)
+    opened(config).save(tmp_path / "model")
+
+    def scored() -> list[Any]:
+        source = open_encoded(
+            tmp_path / "model", str(tmp_path / "t.tsv"), batch_size=3, rank=0, world_size=1
+        )
+        return [row[2] for row in encoded(source, rows_of, "test")]
+
+    assert scored() == [((1,),), ((3,),), ((2,),)]
+    # Settings that do not say have the default, under which a quote joins two rows.
+    path = tmp_path / "model" / "encoder.json"
+    settings = json.loads(path.read_text())
+    del settings["raw_format"]["quote_char"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=r"t\.tsv: row 1 \(lines 2 to 3\): a quote joins lines"):
+        scored()
+
+
 def test_a_folder_without_an_encoder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"encoder\.json: cannot be read"):
         open_encoded(tmp_path, "x.csv", batch_size=4, rank=0, world_size=1)

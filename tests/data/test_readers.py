@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import gzip
 from pathlib import Path
 
@@ -143,3 +144,84 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=name):
             read(tmp_path / name)
+
+
+SEARCHES = ["a", "b", '"5 inch screen', "c", "d", "e", "f", '"best" tv', "g", "h"]
+
+
+def searches(path: Path, texts: list[str]) -> Path:
+    lines = [f"{i % 2}\t{text}\tu{i}\n" for i, text in enumerate(texts)]
+    return write(path, "label\tsearch\tuser\n" + "".join(lines))
+
+
+@pytest.mark.parametrize("mode", ["raise", "skip"])
+@pytest.mark.parametrize(
+    ("texts", "lines"),
+    [
+        (SEARCHES, "4 to 9"),
+        ([*SEARCHES[:7], 'tv of 27"', "g", "h"], "4 to 9"),
+        ([*SEARCHES[:4], "too\tmany", *SEARCHES[5:]], "4 to 9"),
+        ([*SEARCHES[:3], 'tv of 27"', *SEARCHES[4:7], "g", "h"], "4 to 5"),
+    ],
+)
+def test_quotes_that_join_rows_are_refused(
+    tmp_path: Path, mode: str, texts: list[str], lines: str
+) -> None:
+    path = searches(tmp_path / "a.tsv", texts)
+    message = rf"a\.tsv: row 3 \(lines {lines}\): a quote joins lines .*data\.quote_char=null"
+    with pytest.raises(DataError, match=message):
+        read(path, mode=mode)
+    plain = rows(read(path, ("label", "search"), mode="skip", quote_char=None))
+    assert [row["search"] for row in plain] == [text for text in texts if text != "too\tmany"]
+
+
+def test_joined_rows_are_found_between_blank_lines_and_long_values(tmp_path: Path) -> None:
+    text = f'\nlabel,user\n\n1,{"x" * 200_000}\n1,"a\nb"\n\n1,"c\n0,d"\n\n'
+    with pytest.raises(DataError, match=r"a\.csv: row 3 \(lines 8 to 9\): a quote joins lines"):
+        read(write(tmp_path / "a.csv", text))
+
+
+def test_rows_that_are_joined_and_malformed_are_refused_even_where_such_rows_are_left_out(
+    tmp_path: Path,
+) -> None:
+    path = searches(tmp_path / "a.tsv", SEARCHES[:7])
+    with pytest.raises(DataError, match=r"row 3 \(line 8\): 2 fields .*data\.quote_char=null\)"):
+        read(path)
+    with pytest.raises(DataError, match=r"row 3 \(lines 4 to 8\): a quote joins lines"):
+        read(path, mode="skip")
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_joined_rows_at_the_end_of_files_without_header_or_last_line_end(
+    tmp_path: Path, line_end: str
+) -> None:
+    text = line_end.join(["1,u", '0,"v', "1,w"])
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    with pytest.raises(DataError, match=r"a\.csv: row 2 \(lines 2 to 3\): a quote joins"):
+        read(tmp_path / "a.csv", column_names=COLUMNS)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text.encode()))
+    assert len(rows(read(tmp_path / "a.csv.gz", column_names=COLUMNS, quote_char=None))) == 3
+
+
+def test_a_quote_that_is_open_over_blocks_names_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_CSV_BLOCK_BYTES", 64)
+    path = searches(tmp_path / "a.tsv", [*SEARCHES[:7] * 3, *"abcdefgh" * 20])
+    with pytest.raises(DataError, match=r"a\.tsv: .*data\.quote_char=null"):
+        read(path)
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.tsv", "\t"), ("a.csv", ",")])
+def test_quoted_values_are_kept_whole(tmp_path: Path, name: str, delimiter: str) -> None:
+    listed = "to buy:\n1, eggs\n2 or 3 apples\nmilk"
+    values = [listed, "a\tb,c", 'say "hi"', "two\nlines", "1,x\n\n0,y", "1\tx\n0\ty", '"', "", "'"]
+    with (tmp_path / name).open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows([COLUMNS, *((i % 2, value) for i, value in enumerate(values))])
+    assert [row["user"] for row in rows(read(tmp_path / name))] == values
+
+
+def test_another_quote_character(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "label,user\n1,'a,b'\n0,c\"\n")
+    assert [row["user"] for row in rows(read(path, quote_char="'"))] == ["a,b", 'c"']

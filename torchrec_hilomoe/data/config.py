@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from torchrec_hilomoe.config import STRICT
 
@@ -20,6 +20,13 @@ Pooling = Literal["mean", "sum"]
 def _name_to_mapping(entry: Any) -> Any:
     """Lets a column be given by its bare name."""
     return {"name": entry} if isinstance(entry, str) else entry
+
+
+def _csv_character(text: str) -> str:
+    """Checks for what Arrow's CSV parser takes."""
+    if len(text) != 1 or not text.isascii() or text in "\r\n":
+        raise ValueError("expected one ASCII character that is no line end, or null")
+    return text
 
 
 @dataclass
@@ -128,7 +135,7 @@ class SchemaConfig:
 
     @property
     def columns(self) -> list[str]:
-        """Every raw column that is read, each once."""
+        """Every raw column that is read, each once; the label first."""
         names = [self.label, *(c.name for c in self.dense), *(c.name for c in self.sparse)]
         return list(dict.fromkeys([*names, *([self.group] if self.group else [])]))
 
@@ -168,6 +175,9 @@ class DataConfig:
         batch_size (int): rows of a batch over all ranks; a multiple of their number.
         format (str): ``"auto"`` goes by the suffix; ``"csv"`` or ``"parquet"`` overrule it.
         delimiter (str | None): of CSV; by default a tab for ``.tsv`` and a comma otherwise.
+        quote_char (str | None): of CSV: encloses values that hold delimiters or line breaks,
+            doubled it stands for itself; None where quotes are characters like any other, as in
+            many a TSV. Files in which a quote would join several rows into one are refused.
         column_names (list[str] | None): for CSV files without a header line.
         on_bad_row (str): ``"raise"`` stops at a row that cannot be used, naming it; ``"skip"``
             leaves such rows out, counts and reports them.
@@ -192,7 +202,8 @@ class DataConfig:
     schema: SchemaConfig = field(default_factory=SchemaConfig)
     batch_size: PositiveInt = 4096
     format: Literal["auto", "csv", "parquet"] = "auto"
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    delimiter: Annotated[str, AfterValidator(_csv_character)] | None = None
+    quote_char: Annotated[str, AfterValidator(_csv_character)] | None = '"'
     column_names: list[str] | None = None
     on_bad_row: Literal["raise", "skip"] = "raise"
     shuffle: bool = True
@@ -201,6 +212,14 @@ class DataConfig:
     cache_dir: str | None = None
     synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
     hash_sizes: PositiveInt | CriteoSizes | None = None
+
+    def __post_init__(self) -> None:
+        delimiters = [self.delimiter] if self.delimiter else [",", "\t"]
+        if self.quote_char in delimiters:
+            raise ValueError(
+                f"quote_char: {self.quote_char!r} is the delimiter; give another character, or "
+                "null where quotes mean nothing"
+            )
 
     def paths(self, split: str) -> list[str]:
         """The files, folders and globs of ``"train"``, ``"valid"`` or ``"test"``."""

@@ -22,11 +22,13 @@ class RawFormat:
         format (str): ``"auto"``, ``"csv"`` or ``"parquet"``.
         delimiter (str | None): of CSV.
         column_names (tuple[str, ...] | None): of CSV without a header line.
+        quote_char (str | None): of CSV; None where quotes mean nothing.
     """
 
     format: str = "auto"
     delimiter: str | None = None
     column_names: tuple[str, ...] | None = None
+    quote_char: str | None = '"'
 
     def delimiter_of(self, path: Path) -> str:
         """The delimiter of a CSV file, by its suffix if none is configured."""

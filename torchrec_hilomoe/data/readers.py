@@ -15,7 +15,13 @@ import pyarrow.parquet as pq
 
 from torchrec_hilomoe.data.bad_rows import BadRows
 from torchrec_hilomoe.data.files import RawFormat, file_format
-from torchrec_hilomoe.data.lines import decompressed, locate, read_header
+from torchrec_hilomoe.data.lines import (
+    CsvHeader,
+    check_quotes,
+    decompressed,
+    locate,
+    read_header,
+)
 from torchrec_hilomoe.errors import DataError
 
 # Arrow reads up to 32 blocks ahead.
@@ -23,6 +29,7 @@ _CSV_BLOCK_BYTES = 1 << 21
 _CHUNK_BYTES = 1 << 25
 _CHUNK_ROWS = 1 << 17
 _PARQUET_BUFFER_BYTES = 1 << 20
+_QUOTE_HINT = "is a quote not closed? If quotes mean nothing in this file, set data.quote_char=null"
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def read_chunks(
 
     Args:
         path (Path): a CSV file (compressed or not, by suffix) or a Parquet file.
-        columns (Sequence[str]): the columns to read.
+        columns (Sequence[str]): the columns to read, the label first.
         raw_format (RawFormat): how the file is written.
         bad_rows (BadRows): told of CSV rows with a wrong number of fields.
         advance (Callable[[int], object]): told of bytes of the file as they are read.
@@ -66,7 +73,7 @@ def read_chunks(
         RawChunk: at least one row each.
 
     Raises:
-        DataError: the file cannot be read or lacks a column.
+        DataError: the file cannot be read, lacks a column or has rows that a quote joins.
     """
     kind = file_format(path, raw_format.format)
     try:
@@ -76,7 +83,8 @@ def read_chunks(
             yield from _read_parquet(path, columns, raw_format, advance)
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as {kind}: {reason}") from error
+        hint = f": {_QUOTE_HINT}" if "straddling" in reason else ""
+        raise DataError(f"{path}: cannot be read as {kind}: {reason}{hint}") from error
 
 
 def _read_csv(
@@ -92,28 +100,15 @@ def _read_csv(
         advance(path.stat().st_size)
         return
     malformed = _MalformedRows(path, raw_format, header.lines, bad_rows)
+    parsing = pa_csv.ParseOptions(
+        delimiter=raw_format.delimiter_of(path),
+        quote_char=raw_format.quote_char or False,
+        newlines_in_values=raw_format.quote_char is not None,
+        invalid_row_handler=malformed,
+    )
     with pa.OSFile(str(path)) as file, decompressed(path, file) as stream:
-        reader = pa_csv.open_csv(
-            stream,
-            # Several threads would lose the numbers of malformed rows.
-            pa_csv.ReadOptions(
-                use_threads=False,
-                block_size=_CSV_BLOCK_BYTES,
-                column_names=list(header.names),
-                skip_rows=header.lines,
-            ),
-            pa_csv.ParseOptions(
-                delimiter=raw_format.delimiter_of(path),
-                newlines_in_values=True,
-                invalid_row_handler=malformed,
-            ),
-            pa_csv.ConvertOptions(
-                include_columns=list(columns),
-                column_types={name: pa.large_string() for name in columns},
-            ),
-        )
         rows, done = 0, 0
-        for batch in _joined(reader):
+        for batch in _joined(_arrow_reader(stream, header, columns, parsing)):
             malformed.reject()
             if batch.num_rows:
                 yield RawChunk(path, batch, rows + 1, raw_format)
@@ -121,7 +116,28 @@ def _read_csv(
             advance(file.tell() - done)
             done = file.tell()
         malformed.reject()
+        check_quotes(path, raw_format, header, label=columns[0], rows=rows + malformed.total)
         advance(file.size() - done)
+
+
+def _arrow_reader(
+    stream: pa.NativeFile, header: CsvHeader, columns: Sequence[str], parsing: pa_csv.ParseOptions
+) -> pa_csv.CSVStreamingReader:
+    return pa_csv.open_csv(
+        stream,
+        # Several threads would lose the numbers of malformed rows.
+        pa_csv.ReadOptions(
+            use_threads=False,
+            block_size=_CSV_BLOCK_BYTES,
+            column_names=list(header.names),
+            skip_rows=header.lines,
+        ),
+        parsing,
+        pa_csv.ConvertOptions(
+            include_columns=list(columns),
+            column_types={name: pa.large_string() for name in columns},
+        ),
+    )
 
 
 def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -147,10 +163,12 @@ class _MalformedRows:
         self._skipped_lines = skipped_lines
         self._first: pa_csv.InvalidRow | None = None
         self._count = 0
+        self.total = 0
 
     def __call__(self, row: pa_csv.InvalidRow) -> str:
         self._first = self._first or row
         self._count += 1
+        self.total += 1
         return "skip"
 
     def reject(self) -> None:
@@ -165,7 +183,10 @@ class _MalformedRows:
     def _describe(self, row: pa_csv.InvalidRow) -> str:
         # Arrow counts the skipped lines as rows.
         place = locate(self._path, row.number - self._skipped_lines, self._raw_format)
-        return f"{place}: {row.actual_columns} fields where {row.expected_columns} were expected"
+        hint = f" ({_QUOTE_HINT})" if "\n" in (row.text or "") else ""
+        return (
+            f"{place}: {row.actual_columns} fields where {row.expected_columns} were expected{hint}"
+        )
 
 
 def _read_parquet(

@@ -99,8 +99,12 @@ def find_raw_files(config: DataConfig, split: str) -> RawFiles:
     Raises:
         DataError: a path names nothing.
     """
-    names = config.column_names
-    raw_format = RawFormat(config.format, config.delimiter, tuple(names) if names else None)
+    raw_format = RawFormat(
+        format=config.format,
+        delimiter=config.delimiter,
+        column_names=tuple(config.column_names) if config.column_names else None,
+        quote_char=config.quote_char,
+    )
     paths = resolve_files(config.paths(split), f"data.{split}")
     return RawFiles(split, paths, raw_format, config.on_bad_row)
 
