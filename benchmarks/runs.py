@@ -52,6 +52,6 @@ def config_digest(overrides: tuple[str, ...]) -> str:
     """
     config = composed(overrides)
     groups = {key: OmegaConf.to_container(config[key]) for key in _DECISIVE}
-    for key in ("train", "valid", "test", "cache_dir", "num_workers"):
+    for key in ("train", "valid", "test", "quote_char", "cache_dir", "num_workers"):
         groups["data"].pop(key, None)
     return hashlib.sha256(json.dumps(groups, sort_keys=True).encode()).hexdigest()[:12]
