@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -82,6 +83,17 @@ def test_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
     assert content_digest([path], cache) == first  # same size and time: not read again
     os.utime(path, ns=(0, time.time_ns()))
     assert content_digest([path], cache) != first
+
+
+def test_a_remembered_digest_may_be_read_by_all_that_may_read_the_cache(tmp_path: Path) -> None:
+    file, umask = tmp_path / "a", os.umask(0o022)
+    try:
+        file.write_bytes(b"1")
+        content_digest([file], tmp_path / "cache")
+    finally:
+        os.umask(umask)
+    (remembered,) = (tmp_path / "cache" / "digests").iterdir()
+    assert stat.S_IMODE(remembered.stat().st_mode) == 0o644
 
 
 def test_places_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

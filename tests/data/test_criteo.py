@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,18 @@ def test_the_day_is_halved_however_its_path_is_spelled(
     for spelling in ("day_2_dense.npy", "./day_2_*.npy"):
         rows = opened(days, test=spelling).report["rows"]
         assert rows == {"train": 65, "valid": 16, "test": 15}
+
+
+def test_copies_map_the_files_anew(days: Path) -> None:
+    store = criteo_module.CriteoStore([days / f"day_{i}_dense.npy" for i in (0, 1)], SIZES)
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 2000  # the rows are some 10,000 bytes
+    copy = pickle.loads(pickled)
+    assert copy.num_rows == 65
+    for chunk in range(5):
+        rows, expected = copy.chunk(chunk), store.chunk(chunk)
+        for part in ("labels", "dense", "ids"):
+            np.testing.assert_array_equal(getattr(rows, part), getattr(expected, part))
 
 
 def test_training_rows_are_shuffled_over_files(days: Path, rows_of: RowsOf) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,8 @@ def _file_digest(file: Path, memory: Path) -> str:
         while block := stream.read(_READ_BYTES):
             state.update(block)
     memory.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=memory, delete=False) as unfinished:
-        unfinished.write(state.hexdigest())
-    os.replace(unfinished.name, known)
+    # Others may read it, unlike the files of tempfile.
+    unfinished = memory / f".{known.name}.{uuid.uuid4().hex}"
+    unfinished.write_text(state.hexdigest())
+    os.replace(unfinished, known)
     return state.hexdigest()

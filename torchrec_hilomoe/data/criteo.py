@@ -79,7 +79,7 @@ class CriteoStore:
 
     Opening, halving of the last day and hash sizes are TorchRec's
     ``InMemoryBinaryCriteoIterDataPipe`` (``mmap_mode``), whose batches these rows make up when
-    they are not shuffled.
+    they are not shuffled. Copies of the store in other processes map the files anew.
 
     Args:
         dense_files (Sequence[Path]): the ``*_dense.npy`` files; each has its ``*_sparse.npy``
@@ -115,8 +115,12 @@ class CriteoStore:
                 mmap_mode=True,
                 hashes=list(hash_sizes),
             )
+        self._arguments = (dense_files, hash_sizes, stage)
         self._reader = reader
         self._ends = np.cumsum(reader.num_rows_per_file)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CriteoStore, self._arguments  # numpy would pickle the rows of its memory maps
 
     @property
     def num_rows(self) -> int:
