@@ -35,7 +35,7 @@ def fused_recurrence(logits: Tensor, gram: Tensor, num_layers: int) -> Tensor:
     tile = max(_LEAST_TILE, triton.next_power_of_2(num_experts))
     block = max(_LEAST_TILE, 2048 // tile)  # samples; a block of scores fits the registers
     grid = (triton.cdiv(batch, block),)
-    with torch.cuda.device(logits.device):  # Triton launches on the current one
+    with torch.cuda.device_of(logits):  # Triton launches on the current one
         _recurrence_kernel[grid](logits, scores, gram, batch, num_layers, num_experts, tile, block)
     return scores
 
