@@ -151,6 +151,14 @@ def test_task_loss_of_a_model_without_members():
     assert torch.equal(task, to_minimise)
 
 
+def test_task_loss_of_an_over_arch_in_evaluation_mode_is_of_this_batch():
+    arch = EnsembleOverArch([nn.Linear(3, 1), nn.Linear(3, 1)])
+    loss = TaskLoss(arch)
+    arch(torch.rand(6, 6))  # its logits stay
+    task, to_minimise = loss(arch.eval()(torch.rand(6, 6)).squeeze(1), LABELS)
+    assert torch.equal(task, to_minimise)
+
+
 def test_interaction_keeps_members_apart():
     arch = EnsembleInteractionArch([_Cat(), _Cat()])
     dense = torch.randn(2, 4, requires_grad=True)

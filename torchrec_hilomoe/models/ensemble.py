@@ -139,15 +139,17 @@ class TaskLoss(nn.Module):
 
         Returns:
             tuple[torch.Tensor, torch.Tensor]: the task loss (mean over samples), and the loss to
-            minimise: in training mode, for an ensemble, the sum of the members' task losses.
+            minimise: in training mode, for an ensemble, the sum of the members' task losses; where
+            its over arch is in evaluation mode, the task loss.
         """
         task = F.binary_cross_entropy_with_logits(logits, labels)
-        if not (self.training and self._ensembles):
+        ensembles = [ensemble for ensemble in self._ensembles if ensemble.training]
+        if not (self.training and ensembles):
             return task, task
         return task, torch.stack(
             [
                 F.binary_cross_entropy_with_logits(member, labels)
-                for ensemble in self._ensembles
+                for ensemble in ensembles
                 for member in ensemble.member_logits.unbind(dim=1)
             ]
         ).sum()
