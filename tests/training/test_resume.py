@@ -79,6 +79,19 @@ def test_a_path_is_resumed_once_and_then_what_came_of_it(run_training, tmp_path,
     assert f"resuming {source}, at batch 15" in _resumed(caplog)
 
 
+def test_a_path_is_never_gone_back_from(run_training, tmp_path, caplog):
+    """`last` moves on, and has moved on since it was given."""
+    caplog.set_level(logging.INFO, "torchrec_hilomoe")
+    run, keep = tmp_path / "run", ("checkpoint.keep_last=4", "training.stages.joint.epochs=3")
+    last = f"checkpoint.resume={run}/checkpoints/last"
+    run_training(run, *keep, kill_after=7)
+    run_training(run, *keep, last, kill_after=6)  # writes 10
+    run_training(run, *keep, kill_after=6)  # writes 15
+    run_training(run, *keep, last, kill_after=1)
+    starts = [message.rpartition(", at batch ")[2] for message in _resumed(caplog)]
+    assert starts == ["5", "10", "15"]
+
+
 @pytest.fixture
 def start_torchrun(monkeypatch):
     """Makes the store in which torchrun keeps what outlives its workers."""

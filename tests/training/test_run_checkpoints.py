@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from torchrec_hilomoe.errors import CheckpointError
+from torchrec_hilomoe.errors import CheckpointError, ConfigError
 from torchrec_hilomoe.training.checkpoint import folder, run_checkpoints
 
 
@@ -75,6 +75,18 @@ def test_a_best_of_an_abandoned_branch_is_not_reported(run_training, tmp_path, k
     assert _links(run) == {"last": "step-00000020.1", "best": best}
     saved = json.loads((run / "checkpoints" / best / "run.json").read_text())
     assert metrics["valid"]["auc"] == saved["progress"]["best_auc"]
+
+
+def test_a_start_that_is_refused_leaves_the_links_alone(run_training, tmp_path):
+    run = tmp_path / "run"
+    run_training(run, "checkpoint.keep_last=4")
+    before = _links(run)
+    assert before == {"last": "step-00000020", "best": "step-00000020"}
+    stages = "training.stages={other:{train:[tables,backbone,experts,router],epochs:2}}"
+    first = f"checkpoint.resume={run}/checkpoints/step-00000005"
+    with pytest.raises(ConfigError, match="is in the stage 'joint', which is not among other"):
+        run_training(run, "~training.stages.joint", f"+{stages}", first)
+    assert _links(run) == before
 
 
 def test_a_run_from_a_checkpoint_elsewhere_has_a_best_of_its_own(run_training, tmp_path):

@@ -67,7 +67,10 @@ def resume_point(folder: Path, run: Mapping[str, Any], launch: str) -> Path | No
 
 
 def _candidates(folder: Path, run: Mapping[str, Any], launch: str) -> list[Path]:
-    """Under ``auto`` all in the folder, else those that the run wrote; oldest first."""
+    """Under ``auto`` all in the folder, else those that the run wrote; oldest first.
+
+    A path inside of the folder is gone on from by what came after it alone.
+    """
     resume = run["checkpoint"]["resume"]
 
     def own(checkpoint: Path) -> bool:
@@ -80,7 +83,11 @@ def _candidates(folder: Path, run: Mapping[str, Any], launch: str) -> list[Path]
         return same and (resume != "never" or saved.launch == launch)
 
     found = checkpoints_in(folder)
-    return found if resume == "auto" else [*filter(own, found)]
+    if resume == "auto":
+        return found
+    known, named = [path.resolve() for path in found], Path(resume).resolve()
+    later = known.index(named) + 1 if named in known else 0
+    return [*filter(own, found[later:])]
 
 
 def verify_on_all_ranks(checkpoint: Path) -> None:

@@ -79,11 +79,19 @@ class RunCheckpoints:
             if is_main_rank():
                 logger.info("resuming %s, at batch %d", source, saved.progress.step)
         self._folder = CheckpointFolder(folder, config.keep_last, source)
+        self._best: Path | None = None
         if self.resumed is not None:
-            best = self._find_best(self.resumed.progress)
-            if best is None:  # its weights are gone, or in another folder: the next one is the best
+            self._best = self._find_best(self.resumed.progress)
+            if self._best is None:  # gone, or in another folder: the next one is the best
                 self.resumed.progress.best_auc = None
-            self._folder.relink(best)
+
+    def go_on(self) -> None:
+        """Points ``last`` and ``best`` to the checkpoints that the run goes on from.
+
+        Raises:
+            CheckpointError: a link could not be moved; raised on every rank.
+        """
+        self._folder.relink(self._best)
 
     def save(
         self,
