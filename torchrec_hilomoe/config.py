@@ -6,9 +6,9 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from torchrec_hilomoe.errors import ConfigError
 
@@ -16,9 +16,6 @@ T = TypeVar("T")
 
 #: Set as ``__pydantic_config__`` on every config dataclass: unknown keys are errors.
 STRICT = ConfigDict(extra="forbid")
-
-#: A size in a config dataclass: a whole number of at least 1.
-Width = Annotated[int, Field(gt=0)]
 
 
 def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:

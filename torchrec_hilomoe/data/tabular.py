@@ -97,6 +97,7 @@ def find_raw_files(config: DataConfig, split: str) -> RawFiles:
     """Finds the files of a split that the configuration names.
 
     Raises:
+        ConfigError: a file is named twice.
         DataError: a path names nothing.
     """
     raw_format = RawFormat(

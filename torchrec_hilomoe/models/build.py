@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 from torchrec.models.dlrm import DenseArch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from torchrec_hilomoe.config import STRICT, Width, parse_config
+from torchrec_hilomoe.config import STRICT, parse_config
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models.dlrm import InteractionDLRM
 from torchrec_hilomoe.models.ensemble import EnsembleInteractionArch, EnsembleOverArch
@@ -44,13 +44,13 @@ class ModelConfig:
     __pydantic_config__ = STRICT
 
     name: str = "hilomoe"
-    embedding_dim: Width = 16
-    embedding_init_std: Annotated[float, Field(gt=0)] | None = None
-    dense_arch_layer_sizes: list[Width] = field(default_factory=lambda: [64])
-    over_arch_layer_sizes: list[Width] = field(default_factory=list)
+    embedding_dim: PositiveInt = 16
+    embedding_init_std: PositiveFloat | None = None
+    dense_arch_layer_sizes: list[PositiveInt] = field(default_factory=lambda: [64])
+    over_arch_layer_sizes: list[PositiveInt] = field(default_factory=list)
     batch_norm: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    ensemble_size: Width = 1
+    ensemble_size: PositiveInt = 1
     interaction: Any = None
 
     @property

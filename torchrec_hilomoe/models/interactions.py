@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import PositiveInt
 from torch import nn
 from torchrec.models.dlrm import (
     DenseArch,
@@ -14,7 +15,7 @@ from torchrec.models.dlrm import (
 )
 from torchrec.modules.crossnet import LowRankCrossNet, LowRankMixtureCrossNet
 
-from torchrec_hilomoe.config import STRICT, Width
+from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models.registry import Interaction, InteractionContext, register_interaction
 from torchrec_hilomoe.modules import (
@@ -96,8 +97,8 @@ class DCNOptions:
 
     __pydantic_config__ = STRICT
 
-    num_layers: Width = 3
-    low_rank_dim: Width = 64
+    num_layers: PositiveInt = 3
+    low_rank_dim: PositiveInt = 64
 
 
 @register_interaction("dcn", DCNOptions)
@@ -120,9 +121,9 @@ class DCNMixtureOptions:
 
     __pydantic_config__ = STRICT
 
-    num_layers: Width = 3
-    num_experts: Width = 4
-    low_rank_dim: Width = 32
+    num_layers: PositiveInt = 3
+    num_experts: PositiveInt = 4
+    low_rank_dim: PositiveInt = 32
 
 
 @register_interaction("dcn_mixture", DCNMixtureOptions)
@@ -150,8 +151,8 @@ class ProjectionOptions:
 
     __pydantic_config__ = STRICT
 
-    hidden_layer_sizes: list[Width] = field(default_factory=lambda: [128])
-    num_projections: tuple[Width, Width] = (8, 8)
+    hidden_layer_sizes: list[PositiveInt] = field(default_factory=lambda: [128])
+    num_projections: tuple[PositiveInt, PositiveInt] = (8, 8)
 
 
 @register_interaction("projection", ProjectionOptions)

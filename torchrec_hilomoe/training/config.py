@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.modules import AuxiliaryLossConfig
@@ -26,7 +26,6 @@ ShardingType = Literal[
     "data_parallel",
 ]
 
-Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -49,7 +48,7 @@ class StageConfig:
     train: list[Part] = field(default_factory=lambda: list(PARTS))
     experts: bool = True
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    batches: Positive | None = None
+    batches: PositiveInt | None = None
     learning_rate_scale: dict[Part, Rate] = field(default_factory=dict)
     auxiliary: AuxiliaryLossConfig = field(default_factory=AuxiliaryLossConfig)
 
@@ -115,14 +114,14 @@ class TrainingConfig:
 
     stages: dict[str, StageConfig]
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    max_train_batches: Positive | None = None
-    max_eval_batches: Positive | None = None
-    evaluations_per_epoch: Positive = 1
-    early_stopping_patience: Positive | None = None
-    gradient_clip_norm: Annotated[float, Field(gt=0)] | None = None
+    max_train_batches: PositiveInt | None = None
+    max_eval_batches: PositiveInt | None = None
+    evaluations_per_epoch: PositiveInt = 1
+    early_stopping_patience: PositiveInt | None = None
+    gradient_clip_norm: PositiveFloat | None = None
     on_non_finite: Literal["raise", "skip"] = "raise"
-    log_every: Positive = 20
-    timeout_minutes: Annotated[float, Field(gt=0)] = 10.0
+    log_every: PositiveInt = 20
+    timeout_minutes: PositiveFloat = 10.0
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -145,7 +144,7 @@ class PartOptimizerConfig:
     name: Literal["sgd", "adagrad", "adam"] = "adam"
     learning_rate: Rate = 1e-3
     l2: Rate = 0.0
-    eps: Annotated[float, Field(gt=0)] | None = None
+    eps: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
         _check_eps(self.name, self.eps)
@@ -177,7 +176,7 @@ class TableOptimizerConfig:
     kernel: Literal["fused", "dense"] = "fused"
     learning_rate: Rate = 0.05
     l2: Rate = 0.0
-    eps: Annotated[float, Field(gt=0)] | None = None
+    eps: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
         _check_eps(self.name, self.eps)
@@ -218,7 +217,7 @@ class ShardingConfig:
     __pydantic_config__ = STRICT
 
     type: ShardingType = "auto"
-    memory_per_rank_gib: Annotated[float, Field(gt=0)] | None = None
+    memory_per_rank_gib: PositiveFloat | None = None
 
 
 @dataclass
@@ -247,6 +246,6 @@ class CheckpointConfig:
     resume: str = "auto"
     warm_start: Path | None = None
     strict: bool = True
-    every_batches: Positive | None = None
-    every_minutes: Annotated[float, Field(gt=0)] | None = 15.0
-    keep_last: Positive = 2
+    every_batches: PositiveInt | None = None
+    every_minutes: PositiveFloat | None = 15.0
+    keep_last: PositiveInt = 2

@@ -107,7 +107,7 @@ class Trainer:
                 f"not among {', '.join(names)}; begin a new run with checkpoint.warm_start"
             )
         first = names.index(present)
-        self._checkpoints.go_on()
+        self._checkpoints.relink()
         if not self.progress.finished:  # else it only reports
             for name, following in zip(names[first:], [*names[first + 1 :], None], strict=True):
                 self._run_stage(name, following)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field
+from pydantic import PositiveInt
 from torch import distributed as dist
 
 from torchrec_hilomoe.config import STRICT
@@ -46,7 +46,7 @@ class ScoreDataConfig:
     __pydantic_config__ = STRICT
 
     test: str | list[str]
-    batch_size: Annotated[int, Field(gt=0)] = 8192
+    batch_size: PositiveInt = 8192
     on_bad_row: Literal["raise", "skip"] = "raise"
     cache_dir: str | None = None
 

@@ -70,7 +70,7 @@ class CheckpointFolder:
             def complete() -> None:
                 # In one step on rank 0: if another rank dies, the links move all the same.
                 _complete(temporary, digests, self.path / name)
-                self._point(dict.fromkeys(links, name), own)
+                self._move_links(dict.fromkeys(links, name), own)
                 self._prune(own)
 
             self.on_main_rank(complete)
@@ -114,7 +114,7 @@ class CheckpointFolder:
         """
         if self._own:
             links = {"last": self._own[-1]} | ({"best": best.name} if best else {})
-            self.on_main_rank(lambda: self._point(links, self._own))
+            self.on_main_rank(lambda: self._move_links(links, self._own))
 
     def link(self, name: str) -> Path | None:
         """What a link points to.
@@ -147,7 +147,7 @@ class CheckpointFolder:
         dist.all_gather_object(parts, agree(own))
         return {name: digest for part in parts for name, digest in part.items()}
 
-    def _point(self, links: Mapping[str, str], own: list[str]) -> None:
+    def _move_links(self, links: Mapping[str, str], own: list[str]) -> None:
         """Moves links, and removes those to what is not the run's own."""
         present = self._links()
         for link, name in links.items():

@@ -85,7 +85,7 @@ class RunCheckpoints:
             if self._best is None:  # gone, or in another folder: the next one is the best
                 self.resumed.progress.best_auc = None
 
-    def go_on(self) -> None:
+    def relink(self) -> None:
         """Points ``last`` and ``best`` to the checkpoints that the run goes on from.
 
         Raises:
