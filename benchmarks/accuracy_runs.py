@@ -170,6 +170,8 @@ class Runner:
             raise RunError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
         metrics = json.loads(done.stdout.splitlines()[-1])
         test = metrics.get("test") or {}
+        if metrics["valid"]["auc"] is None or (kind == "seed" and test["logloss"] is None):
+            raise RunError(f"{' '.join(command)}\nthe predictions are not finite")
         row = {
             "data": entry.data,
             "model": entry.model,

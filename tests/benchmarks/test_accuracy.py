@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import os
 import random
 import subprocess
@@ -166,6 +167,18 @@ def test_runs_once_and_goes_on_when_started_again(plan, tmp_path: Path) -> None:
     assert rows[0]["test_auc"] == ""
     assert 0 < float(rows[2]["test_auc"]) < 1
     assert rows[0]["valid_auc"] == rows[2]["valid_auc"] or best is rows[1]  # seed 0 again
+
+
+def test_a_run_of_predictions_that_are_not_finite_is_no_row(load, plan, tmp_path, monkeypatch):
+    runs, entry = load("accuracy_runs"), load("accuracy_plan").load_plan(plan).entries[0]
+    table = runs.RunTable(tmp_path / "runs.csv")
+    runner = runs.Runner(table, None, tmp_path, math.inf)
+    metrics = {"valid": {"auc": 0.7}, "test": {"auc": None, "logloss": None}}
+    done = subprocess.CompletedProcess([], 0, stdout=json.dumps(metrics), stderr="")
+    monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(runs.RunError, match="not finite"):
+        runner.run(entry, "seed", 0, [])
+    assert not table.rows
 
 
 @pytest.mark.parametrize("stopped_after", [1, 4, 9])

@@ -151,12 +151,18 @@ def assert_same_run() -> Callable[[Path, Path], None]:
             progress = _progress(folder)
             if not progress["evaluation_due"]:  # else saved by the signal, before the evaluation
                 assert progress == _progress(theirs[name[:13]])
-                _assert_equal(tensors(folder), tensors(theirs[name[:13]]), name)
+                _assert_equal(_tensors(folder), _tensors(theirs[name[:13]]), name)
 
     return check
 
 
-def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+@pytest.fixture
+def read_tensors() -> Callable[[Path], dict[str, torch.Tensor]]:
+    """Reads a checkpoint folder."""
+    return _tensors
+
+
+def _tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint, whole."""
     weights = checkpoint / "weights"
     saved = read_metadata(weights).state_dict_metadata

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.faults
 
@@ -73,6 +74,22 @@ def test_other_vocabularies_of_the_same_sizes_are_another_run(launch, tmp_path):
     codes, log = launch(tmp_path / "run", *overrides, "training.max_train_batches=2", ranks=1)
     assert codes == [1]
     assert "of another run: encoder" in log
+
+
+@pytest.mark.multirank
+def test_batch_norms_are_of_both_ranks_without_a_valid_split(launch, tmp_path, read_tensors):
+    """One step from equal weights: the mean over a batch does not depend on who has its rows."""
+    overrides = [o for o in _write(tmp_path / "clicks.csv") if not o.startswith("data.valid=")]
+    overrides += ["model=dlrm", "training=single_stage", "training.max_train_batches=1"]
+    overrides += ["model.batch_norm=true", "model.dropout=0"]
+    means = []
+    for ranks in (1, 2):
+        codes, log = launch(tmp_path / str(ranks), *overrides, ranks=ranks)
+        assert codes == [0] * ranks, log
+        state = read_tensors(tmp_path / str(ranks) / "checkpoints" / "best")
+        means.append(state["model.model.over_arch.model.1.running_mean"])
+    assert means[0].abs().max() > 1e-3
+    torch.testing.assert_close(means[1], means[0])
 
 
 def test_names_in_a_configuration_lead_nowhere_out_of_the_output_folder(launch, tmp_path):

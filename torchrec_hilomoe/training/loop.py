@@ -224,10 +224,10 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluates on valid, unless a signal interrupts it; returns whether it is a new best."""
         progress = self.progress
+        average_statistics(self._model)
         if not self._data.has_split("valid"):
             progress.evaluation_due = False
             return False
-        average_statistics(self._model)
         with ExpertUsage(core_model(self._model)) as usage:
             predictions = self._predict("valid", usage)
         if self.watch.signal:
