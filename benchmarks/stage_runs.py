@@ -23,7 +23,6 @@ from torchrec_hilomoe.data.synthetic import synthetic_files
 from torchrec_hilomoe.training import RunConfig, StageOptimizer, build_sharded, enter_stage
 from torchrec_hilomoe.training.guards import GuardedPipeline, NonFiniteGuard
 from torchrec_hilomoe.training.progress import Progress
-from torchrec_hilomoe.training.sharding import uses_dense_kernel
 from torchrec_hilomoe.training.stages import runnable_stages
 from torchrec_hilomoe.training.stream import BatchStream
 
@@ -71,12 +70,10 @@ class StageRun:
     def enter(self) -> None:
         """Freezes, thaws and wraps the model; to be called when another stage was entered."""
         enter_stage(self.model, self._stage)
-        tables = self.config.optimizer.tables
         self._optimizer = StageOptimizer(
             self.model,
             self.config.optimizer,
             self._stage,
-            uses_dense_kernel(self.config.sharding, tables),
             self.config.training.gradient_clip_norm,
         )
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel, get_default_sharders
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from torchrec_hilomoe.models import DLRM_HiLoMoETrain, build_model, parse_model_config
 from torchrec_hilomoe.training import (
@@ -50,7 +54,7 @@ def test_dense_adam_with_l2_and_clipping(make_model, make_batch, features, shard
     config = OptimizerConfig(tables=tables, backbone=PartOptimizerConfig(learning_rate=1e-2))
     model = make_model(tables, sharding, **OPTIONS)
     enter_stage(model, STAGE)
-    optimizer = StageOptimizer(model, config, STAGE, dense_tables=True, gradient_clip_norm=0.05)
+    optimizer = StageOptimizer(model, config, STAGE, gradient_clip_norm=0.05)
     batches = [make_batch(i) for i in range(8)]
     losses = _losses(model, optimizer, batches)
 
@@ -87,7 +91,7 @@ def test_fused_sgd_and_a_changing_rate(make_model, make_batch, features, shardin
     )
     model = make_model(tables, sharding, **OPTIONS)
     enter_stage(model, STAGE)
-    optimizer = StageOptimizer(model, config, STAGE, dense_tables=False, gradient_clip_norm=None)
+    optimizer = StageOptimizer(model, config, STAGE)
     pipeline = TrainPipelineSparseDist(model, optimizer, torch.device("cpu"))
     plain = _plain_model(features)
     batches = [make_batch(i) for i in range(8)]
@@ -107,10 +111,31 @@ def test_fused_sgd_and_a_changing_rate(make_model, make_batch, features, shardin
 def test_row_wise_adagrad_learns_under_data_parallel(make_model, make_batch):
     model = make_model(TableOptimizerConfig(), "data_parallel", **OPTIONS)
     enter_stage(model, STAGE)
-    optimizer = StageOptimizer(
-        model, OptimizerConfig(), STAGE, dense_tables=True, gradient_clip_norm=None
-    )
+    optimizer = StageOptimizer(model, OptimizerConfig(), STAGE)
     before = {n: v.clone() for n, v in model.state_dict().items() if "embedding_bags" in n}
     _losses(model, optimizer, [make_batch(0)])
     after = model.state_dict()
     assert all(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_tables_of_one_plan_learn_by_the_kernels_that_they_have(device, make_batch, features):
+    """Data parallel tables have dense kernels, whatever optimizer was to be fused into them."""
+    model = _plain_model(features)
+    apply_optimizer_in_backward(RowWiseAdagrad, model.model.sparse_arch.parameters(), {"lr": 0.05})
+    constraints = {
+        "t_user": ParameterConstraints(sharding_types=["data_parallel"]),
+        "t_item": ParameterConstraints(sharding_types=["table_wise"]),
+        "t_genres": ParameterConstraints(sharding_types=["table_wise"]),
+    }
+    planner = EmbeddingShardingPlanner(topology=Topology(1, "cpu"), constraints=constraints)
+    plan = planner.plan(model, get_default_sharders())
+    kernels = {t: s.compute_kernel for m in plan.plan.values() for t, s in m.items()}
+    assert kernels == {"t_user": "dense", "t_item": "fused", "t_genres": "fused"}
+    sharded = DistributedModelParallel(model, device=device, plan=plan)
+    enter_stage(sharded, STAGE)
+    optimizer = StageOptimizer(sharded, OptimizerConfig(), STAGE)
+    before = {n: p.detach().clone() for n, p in sharded.named_parameters()}
+    _losses(sharded, optimizer, [make_batch(0)])
+    still = {n for n, p in sharded.named_parameters() if torch.equal(p, before[n])}
+    assert not {name for name in still if "embedding_bags" in name}
+    assert optimizer.learning_rates["tables"] == 0.05

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torchrec.distributed.model_parallel import (
+    DefaultDataParallelWrapper,
+    DistributedModelParallel,
+)
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from torchrec_hilomoe.errors import ConfigError
-from torchrec_hilomoe.models import DLRM_HiLoMoETrain
-from torchrec_hilomoe.modules import AuxiliaryLossConfig, HiLoMoEConfig, HiLoMoELinear
+from torchrec_hilomoe.models import DLRM_HiLoMoETrain, TrainOutput
+from torchrec_hilomoe.modules import (
+    AuxiliaryLoss,
+    AuxiliaryLossConfig,
+    HiLoMoEConfig,
+    HiLoMoELinear,
+    experts_enabled,
+)
 from torchrec_hilomoe.training import (
     OptimizerConfig,
     PartOptimizerConfig,
@@ -38,8 +52,6 @@ def _train(model, stage, batches, tables=None):
         model,
         OptimizerConfig(tables=tables or TableOptimizerConfig()),
         stage,
-        dense_tables=tables is DENSE_ADAM,
-        gradient_clip_norm=None,
     )
     pipeline = TrainPipelineSparseDist(model, optimizer, torch.device("cpu"))
     iterator, outputs = iter(batches), []
@@ -148,9 +160,72 @@ def test_tables_that_cannot_be_frozen_are_an_error(make_plain_dlrm):
     model = make_plain_dlrm(
         sparse_arch=lambda dlrm: OwnSparseArch(dlrm.sparse_arch.embedding_bag_collection)
     )
-    enter_stage(model, JOINT)
+    enter_stage(model, WARM_UP)
     with pytest.raises(ConfigError, match="in model.sparse_arch.embedding_bag_collection: only"):
         enter_stage(model, SPECIALISE)
+    assert not experts_enabled(model), "the model is changed before the error"
+
+
+class OwnTrain(nn.Module):
+    """A train wrapper of one's own: ids in sequence beside the bags of a DLRM."""
+
+    def __init__(self, model: nn.Module, tables: EmbeddingCollection) -> None:
+        super().__init__()
+        self.model, self.sequences = model, tables
+        self.head = nn.Linear(8, 1)
+        self.extra = AuxiliaryLoss(model, AuxiliaryLossConfig())
+
+    def forward(self, batch):
+        last = self.sequences(batch.sparse_features)["genres"].values().sum(0)
+        logits = self.model(batch.dense_features, batch.sparse_features) + self.head(last)
+        task = F.binary_cross_entropy_with_logits(logits.squeeze(1), batch.labels)
+        auxiliary = self.extra().total
+        return task + auxiliary, TrainOutput(task.detach(), logits, batch.labels, auxiliary)
+
+
+@pytest.fixture
+def own_model(device, features):
+    """`OwnTrain`, sharded with settings of DDP that are not TorchRec's."""
+    tables = EmbeddingBagCollection(tables=make_tables(features, 8).embedding_bag_configs())
+    dlrm = DLRM(tables, 2, [8], [6, 1])
+    dlrm.over_arch = HiLoMoELinear(8 + 6, 1, HiLoMoEConfig(num_layers=2, num_experts=4))
+    config = EmbeddingConfig(
+        name="s_genres", embedding_dim=8, num_embeddings=12, feature_names=["genres"]
+    )
+    model = OwnTrain(dlrm, EmbeddingCollection(tables=[config]))
+    for collection in (tables, model.sequences):
+        apply_optimizer_in_backward(torch.optim.SGD, collection.parameters(), {"lr": 0.1})
+    wrapper = DefaultDataParallelWrapper(
+        bucket_cap_mb=7, static_graph=False, find_unused_parameters=True
+    )
+    return DistributedModelParallel(model, device=device, data_parallel_wrapper=wrapper)
+
+
+def test_a_model_of_ones_own_enters_stages(own_model, make_batch):
+    weights = AuxiliaryLossConfig(load_balance=0.5)
+    stage = StageConfig(train=["experts", "router", "backbone"], batches=1, auxiliary=weights)
+    enter_stage(own_model, dataclasses.replace(stage, train=[*stage.train, "tables"]))
+    assert own_model.module.extra.config == weights
+    before = {name: p.detach().clone() for name, p in own_model.named_parameters()}
+    assert "sequences.embeddings.s_genres.weight" in before
+    _train(own_model, JOINT, [make_batch(i) for i in range(4)])
+    still = {n for n, p in own_model.named_parameters() if torch.equal(p, before[n])}
+    assert not still
+    with pytest.raises(ConfigError, match="cannot be frozen in sequences: only"):
+        enter_stage(own_model, stage)
+
+
+def test_stages_keep_the_settings_of_ddp(own_model):
+    def settings():
+        ddp = own_model._dmp_wrapped_module
+        return ddp.find_unused_parameters, ddp.static_graph, ddp.bucket_bytes_cap
+
+    wrapped, expected = own_model._dmp_wrapped_module, settings()
+    enter_stage(own_model, JOINT)
+    assert own_model._dmp_wrapped_module is wrapped, "nothing has changed"
+    enter_stage(own_model, WARM_UP)
+    assert own_model._dmp_wrapped_module is not wrapped
+    assert settings() == expected
 
 
 def test_first_step_of_specialise_moves_only_u_by_the_task_loss(make_model, make_batch):
@@ -193,8 +268,6 @@ def test_learning_rate_scale_of_a_part(make_model, make_batch):
         model,
         OptimizerConfig(experts=PartOptimizerConfig(learning_rate=0.7)),
         stage,
-        dense_tables=False,
-        gradient_clip_norm=None,
     )
     optimizer.factor = 0.5
     optimizer.zero_grad()

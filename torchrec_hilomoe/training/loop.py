@@ -53,7 +53,6 @@ class Trainer:
         data (DataSource): with a train split; evaluated on valid where there is one.
         config (TrainingConfig): stages and schedule.
         optimizers (OptimizerConfig): one for each part.
-        dense_tables (bool): the tables have whole-table gradients.
         checkpoints (RunCheckpoints): takes ``best`` and ``last``.
         recorder (Recorder): takes losses and metrics.
 
@@ -68,7 +67,6 @@ class Trainer:
         data: DataSource,
         config: TrainingConfig,
         optimizers: OptimizerConfig,
-        dense_tables: bool,
         checkpoints: RunCheckpoints,
         recorder: Recorder,
     ) -> None:
@@ -78,7 +76,6 @@ class Trainer:
         self._data = data
         self._config = config
         self._optimizers = optimizers
-        self._dense_tables = dense_tables
         self._checkpoints = checkpoints
         self._recorder = recorder
         self._guard = NonFiniteGuard(
@@ -142,7 +139,6 @@ class Trainer:
             self._model,
             self._optimizers,
             stage,
-            self._dense_tables,
             self._config.gradient_clip_norm,
         )
         if self._to_restore:

@@ -9,8 +9,12 @@ import torch
 import torchrec
 from torch import distributed as dist
 from torch import nn
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ShardingType
+from torchrec.distributed.types import ParameterSharding, ShardingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
 from torchrec_hilomoe.modules import parameter_part
@@ -34,9 +38,31 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 _ONE_KERNEL = ("sgd", "adam")
 
 
-def is_table(name: str) -> bool:
-    """Whether a parameter of that name is an embedding table."""
-    return ".embedding_bags." in name
+_COLLECTIONS = (
+    EmbeddingBagCollection,
+    EmbeddingCollection,
+    ShardedEmbeddingBagCollection,
+    ShardedEmbeddingCollection,
+)
+
+
+def table_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that are embedding tables.
+
+    Args:
+        model (nn.Module): plain, or wrapped by `DistributedModelParallel`.
+
+    Returns:
+        set[str]: all parameters of TorchRec's embedding (bag) collections, sharded or not, by
+        their names in ``model.named_parameters()``.
+    """
+    tables = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, _COLLECTIONS)
+        for parameter in module.parameters()
+    }
+    return {name for name, parameter in model.named_parameters() if id(parameter) in tables}
 
 
 def part_parameters(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
@@ -49,10 +75,10 @@ def part_parameters(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
         dict[Part, dict[str, nn.Parameter]]: by part, then by name. Tables without a local shard
             on this rank are left out.
     """
-    of_name = parameter_part(model)
+    of_name, tables = parameter_part(model), table_names(model)
     parts: dict[Part, dict[str, nn.Parameter]] = {part: {} for part in PARTS}
     for name, parameter in model.named_parameters():
-        part: Part = "tables" if is_table(name) else of_name[name]
+        part: Part = "tables" if name in tables else of_name[name]
         if parameter.numel() > 0:
             parts[part][name] = parameter
     return parts
@@ -83,11 +109,13 @@ def fused_modules(model: DistributedModelParallel) -> Iterator[Any]:
 class StageOptimizer:
     """What a train pipeline calls the optimizer, for one stage.
 
+    Tables with a fused kernel learn in the backward pass, by the optimizer that was fused into
+    them; those whose plan has the kernel ``dense`` (data parallel ones have) by a dense optimizer.
+
     Args:
         model (DistributedModelParallel): the model; only the stage's parts are stepped.
         config (OptimizerConfig): optimizers of the parts.
         stage (StageConfig): which parts learn, at which scale.
-        dense_tables (bool): the tables have whole-table gradients (else their optimizer is fused).
         gradient_clip_norm (float | None): largest global norm of all dense gradients.
 
     Attributes:
@@ -99,8 +127,7 @@ class StageOptimizer:
         model: DistributedModelParallel,
         config: OptimizerConfig,
         stage: StageConfig,
-        dense_tables: bool,
-        gradient_clip_norm: float | None,
+        gradient_clip_norm: float | None = None,
     ) -> None:
         self.factor = 1.0
         self._clip = gradient_clip_norm
@@ -108,7 +135,7 @@ class StageOptimizer:
         self._l2: list[tuple[list[nn.Parameter], float]] = []
         self._optimizers: list[tuple[str, KeyedOptimizer]] = []
         self._dense: list[tuple[str, KeyedOptimizer]] = []
-        sharded = _sharded_names(model)
+        dense, sharded = _planned(model, _is_dense), _planned(model, _is_sharded)
         self._sharded: list[nn.Parameter] = []
         self._replicated: list[nn.Parameter] = []
         for part, parameters in part_parameters(model).items():
@@ -116,9 +143,11 @@ class StageOptimizer:
                 continue
             own: TableOptimizerConfig | PartOptimizerConfig = getattr(config, part)
             rate = own.learning_rate * stage.learning_rate_scale.get(part, 1.0)
-            if part == "tables" and not dense_tables:
-                self._add("tables", model.fused_optimizer, rate)
-            elif parameters:
+            if part == "tables":
+                if any(not _is_dense(table) for table in _plans(model)):
+                    self._add("tables", model.fused_optimizer, rate)
+                parameters = {name: p for name, p in parameters.items() if name in dense}
+            if parameters:
                 optimizer = _dense_optimizer(parameters, own)
                 self._add(part, optimizer, rate)
                 self._dense.append((part, optimizer))
@@ -126,7 +155,10 @@ class StageOptimizer:
                 for name, parameter in parameters.items():
                     (self._sharded if name in sharded else self._replicated).append(parameter)
         self._combined = CombinedOptimizer(self._optimizers)
-        self._needs_shard_norm = bool(sharded) and dense_tables and "tables" in stage.train
+        # Every rank has to take part, those without a shard too.
+        self._needs_shard_norm = "tables" in stage.train and any(
+            _is_dense(table) and _is_sharded(table) for table in _plans(model)
+        )
 
     def _add(self, part: str, optimizer: KeyedOptimizer, rate: float) -> None:
         self._optimizers.append((part, optimizer))
@@ -223,11 +255,30 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
-def _sharded_names(model: DistributedModelParallel) -> set[str]:
-    """Names of the table parameters of which each rank holds a different piece."""
+def _plans(model: DistributedModelParallel) -> Iterator[ParameterSharding]:
+    """How each table is sharded; the same on every rank."""
+    for module_plan in model.plan.plan.values():
+        yield from module_plan.values()
+
+
+def _is_dense(table: ParameterSharding) -> bool:
+    return table.compute_kernel == EmbeddingComputeKernel.DENSE.value
+
+
+def _is_sharded(table: ParameterSharding) -> bool:
+    """Whether each rank holds a different piece."""
+    return table.sharding_type != ShardingType.DATA_PARALLEL.value
+
+
+def _planned(
+    model: DistributedModelParallel, chosen: Callable[[ParameterSharding], bool]
+) -> set[str]:
+    """Names of the table parameters whose plan is chosen."""
     names = set()
-    for path, module_plan in model.plan.plan.items():
-        for table, sharding in module_plan.items():
-            if sharding.sharding_type != ShardingType.DATA_PARALLEL.value:
-                names.add(f"{path}.embedding_bags.{table}.weight")
+    for name in table_names(model):
+        table = name.split(".")[-2]
+        for path, module_plan in model.plan.plan.items():
+            inside = not path or name.startswith(f"{path}.")
+            if inside and table in module_plan and chosen(module_plan[table]):
+                names.add(name)
     return names

@@ -45,7 +45,7 @@ from torchrec_hilomoe.training.distributed import (
 )
 from torchrec_hilomoe.training.loop import Trainer
 from torchrec_hilomoe.training.recorder import Recorder
-from torchrec_hilomoe.training.sharding import shard_model, uses_dense_kernel
+from torchrec_hilomoe.training.sharding import shard_model
 from torchrec_hilomoe.training.stages import core_model
 from torchrec_hilomoe.training.tables import init_tables, make_tables
 
@@ -168,7 +168,6 @@ def train(config: RunConfig, on_start: Callable[[], None] = lambda: None) -> dic
         data,
         config.training,
         config.optimizer,
-        uses_dense_kernel(config.sharding, config.optimizer.tables),
         checkpoints,
         recorder,
     )

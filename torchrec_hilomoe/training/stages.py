@@ -11,17 +11,14 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torchrec.distributed.model_parallel import (
-    DefaultDataParallelWrapper,
-    DistributedModelParallel,
-)
+from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models import dlrm
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import DLRM_HiLoMoETrain, InteractionDLRM, SparseArch
-from torchrec_hilomoe.modules import set_experts_enabled
+from torchrec_hilomoe.modules import AuxiliaryLoss, experts_enabled, set_experts_enabled
 from torchrec_hilomoe.training.config import StageConfig
-from torchrec_hilomoe.training.optimizers import is_table, part_parameters
+from torchrec_hilomoe.training.optimizers import part_parameters, table_names
 
 logger = logging.getLogger(__name__)
 
@@ -31,43 +28,57 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
 
     Frozen means bit for bit: frozen tables are looked up without autograd (a fused optimizer
     would step otherwise), frozen dense parameters get no gradient, and frozen batch norms use
-    their running statistics. DDP fixes its parameters when it wraps, so the dense part is wrapped
-    anew; that also saves the frozen part's backward pass and its communication.
+    their running statistics. DDP fixes its parameters when it wraps, so where a stage changes
+    what learns, the dense part is wrapped anew, by the model's own `DataParallelWrapper`; that
+    also saves the frozen part's backward pass and its communication.
 
     Args:
-        model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`; no pipeline attached.
+        model (DistributedModelParallel): around any train wrapper; no pipeline attached. Every
+            `AuxiliaryLoss` in it gets the stage's weights.
         stage (StageConfig): the stage.
 
     Raises:
         ConfigError: tables are to be frozen that are not in a `SparseArch`, this library's or
-            TorchRec's own.
+            TorchRec's own. The model is as it was.
     """
-    inner = unwrap(model)
+    inner, freezes = model.module, "tables" not in stage.train
+    if freezes:
+        _check_freezable(inner)
+    before = _what_learns(model)
     set_experts_enabled(inner, stage.experts)
-    inner.auxiliary_loss.config = stage.auxiliary
-    _freeze_tables(inner, "tables" not in stage.train)
-    for part, parameters in part_parameters(inner).items():
-        for name, parameter in parameters.items():
-            if not is_table(name):
-                parameter.requires_grad_(part in stage.train and _takes_part(part, stage))
-    set_train_mode(model, stage)
-    _rewrap(model)
-
-
-def _freeze_tables(model: nn.Module, frozen: bool) -> None:
-    tables = {name for name, _ in model.named_parameters() if is_table(name)}
-    for path, module in model.named_modules():
+    for module in inner.modules():
+        if isinstance(module, AuxiliaryLoss):
+            module.config = stage.auxiliary
         if type(module) is dlrm.SparseArch:
             module.__class__ = SparseArch  # the same, with a switch
         if isinstance(module, SparseArch):
-            module.frozen = frozen
+            module.frozen = freezes
+    for part, parameters in part_parameters(inner).items():
+        if part != "tables":
+            for parameter in parameters.values():
+                parameter.requires_grad_(part in stage.train and _takes_part(part, stage))
+    set_train_mode(model, stage)
+    if _what_learns(model) != before:
+        _rewrap(model)
+
+
+def _check_freezable(model: nn.Module) -> None:
+    tables = table_names(model)
+    for path, module in model.named_modules():
+        if isinstance(module, dlrm.SparseArch):
             tables = {name for name in tables if not name.startswith(f"{path}.")}
-    if frozen and tables:
-        outside = sorted({name.split(".embedding_bags.")[0] for name in tables})
+    if tables:
+        outside = sorted({name.rsplit(".", 3)[0] for name in tables})
         raise ConfigError(
             f"train: without tables, which cannot be frozen in {', '.join(outside)}: only those in "
             "a torchrec_hilomoe.models.SparseArch can. Use one, or let every stage train the tables"
         )
+
+
+def _what_learns(model: DistributedModelParallel) -> dict[str, bool]:
+    """Parameters that get a gradient, by name, and whether experts take part."""
+    learns = {name: p.requires_grad for name, p in model.named_parameters()}
+    return learns | {"experts": experts_enabled(model)}
 
 
 def _takes_part(part: str, stage: StageConfig) -> bool:
@@ -177,5 +188,6 @@ def _rewrap(model: DistributedModelParallel) -> None:
     """Wraps the unsharded part in DDP anew, for the parameters that now need a gradient."""
     if isinstance(model._dmp_wrapped_module, DistributedDataParallel):
         model._dmp_wrapped_module = model._dmp_wrapped_module.module
-    if any(p.requires_grad for n, p in model.named_parameters() if not is_table(n)):
-        DefaultDataParallelWrapper().wrap(model, model._env, model.device)
+    tables = table_names(model)
+    if any(p.requires_grad for name, p in model.named_parameters() if name not in tables):
+        model._data_parallel_wrapper.wrap(model, model._env, model.device)

@@ -1,0 +1,15 @@
+"""Scoring batches with a sharded model."""
+
+from __future__ import annotations
+
+from torchrec.datasets.utils import Batch
+
+from torchrec_hilomoe.training import predict
+
+
+def test_torchrecs_own_batches_are_scored_as_this_librarys(make_model, make_batch, device):
+    model, batches = make_model(), [make_batch(seed) for seed in range(3)]
+    plain = [Batch(b.dense_features, b.sparse_features, b.labels) for b in batches]
+    metrics = [predict(model, b, device).compute() for b in (batches, plain)]
+    assert metrics[0] == metrics[1]
+    assert metrics[0]["samples"] == 96
