@@ -25,7 +25,7 @@ def model_names() -> list[str]:
 
 def run_config(model: str, overrides: Sequence[str]) -> RunConfig:
     """The run of an entry script with ``model=...`` and these overrides."""
-    OmegaConf.register_new_resolver("launch_time", lambda: "benchmark", replace=True)
+    OmegaConf.register_new_resolver("launch", lambda: "benchmark", replace=True)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=[f"model={model}", *overrides])
     return parse_run_config(OmegaConf.to_container(config, resolve=True))

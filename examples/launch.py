@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import sys
 import traceback
@@ -16,6 +17,7 @@ from typing import Any, NoReturn, cast
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from override_errors import explain
 from torch import distributed as dist
 
 from torchrec_hilomoe.errors import HiLoMoEError
@@ -27,7 +29,7 @@ from torchrec_hilomoe.training import (
     shutdown,
 )
 
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
+CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def launch(
@@ -43,14 +45,16 @@ def launch(
         config_name (str): of the YAML file in ``conf``.
     """
     warnings.filterwarnings("ignore", module=r"torchrec(\.|$)|torch\.distributed")
+    warnings.filterwarnings("ignore", message=".*ShardedTensor")  # TorchRec's state dicts
     sys.path.insert(0, os.getcwd())  # for plugins
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the message is printed here
     init_process_group()
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    started = once_per_launch("launch_time", now)
-    OmegaConf.register_new_resolver("launch_time", lambda: started)
+    # Time and chance: two launches may begin within a second.
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(3)}"
+    name = once_per_launch("launch", name)
+    OmegaConf.register_new_resolver("launch", lambda: name)
 
-    @hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def run(config: DictConfig) -> None:
         # Hydra would cut tracebacks short and add its own advice to every error.
         try:
@@ -78,8 +82,8 @@ def launch(
         print("ended by SIGINT", file=sys.stderr)
         exit_code = 128 + signal.SIGINT
     except Exception as error:  # Hydra's, of what it cannot compose
-        message = str(error).split("\nTo append to your config")[0]
         given = " ".join(sys.argv[1:])
+        message = explain(error, CONF)
         print(f"error on rank {dist.get_rank()}: {message}\nGiven: {given}", file=sys.stderr)
         exit_code = 1
     shutdown(exit_code)

@@ -6,15 +6,19 @@ python examples/train_dlrm_hilomoe.py --help
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from launch import launch
 from omegaconf import DictConfig, OmegaConf
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training import is_main_rank, parse_run_config, train
+
+logger = logging.getLogger("torchrec_hilomoe.train")
 
 
 def main(values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
@@ -27,6 +31,7 @@ def main(values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
     Returns:
         dict[str, Any]: the content of ``metrics.json``.
     """
+    _check_tuned()
     # In a multirun each job has a subfolder of its own.
     output_dir = Path(HydraConfig.get().runtime.output_dir)
     run_config = parse_run_config(values | {"output_dir": str(output_dir)})
@@ -35,12 +40,22 @@ def main(values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
         if not is_main_rank():
             return
         try:
-            output_dir.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(config, output_dir / "config.yaml", resolve=True)
         except OSError as error:
             raise ConfigError(f"output_dir: cannot write {output_dir}: {error}") from None
 
     return train(run_config, on_start=save_config)
+
+
+def _check_tuned() -> None:
+    """Tells what is tuned; the group is optional, so that Hydra takes any name for it."""
+    chosen = HydraConfig.get().runtime.choices.get("tuned")
+    known = GlobalHydra.instance().config_loader().get_group_options("tuned")
+    given = any(override.startswith("tuned=") for override in HydraConfig.get().overrides.task)
+    if chosen in known and is_main_rank():
+        logger.info("settings of tuned/%s.yaml apply; ~tuned leaves them out", chosen)
+    elif chosen not in known and given:
+        raise ConfigError(f"tuned={chosen}: expected one of {', '.join(known)}, or ~tuned for none")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,12 @@ TABULAR = (
 )
 
 CASES = {
-    "misspelt key": (["training.max_train_batchs=3"], GOOD, ["max_train_batchs"]),
+    "misspelt key": (
+        ["training.max_train_batchs=3"],
+        GOOD,
+        ["training.max_train_batchs: unknown key; did you mean 'max_train_batches'?", "timeout"],
+    ),
+    "key of another model": (["model.low_rank_dim=3"], GOOD, ["low_rank_dim: unknown", "top_k"]),
     "misspelt group": (["model=hilomo"], GOOD, ["model/hilomo", "hilomoe_cross"]),
     "wrong value": (["model.num_layers=many"], GOOD, ["model.num_layers", "integer", "'many'"]),
     "wrong choice": (["optimizer.tables.name=adamax"], GOOD, ["optimizer.tables.name", "'adam'"]),
@@ -41,7 +46,9 @@ CASES = {
     "empty file": ([], HEADER, ["train.csv", "no usable row"]),
     "fused adam on cpu": (["optimizer.tables.name=adam"], GOOD, ["optimizer.tables.kernel=dense"]),
     "seed": (["seed=x"], GOOD, ["seed", "'x'"]),
-    "null group": (["optimizer=null"], GOOD, ["optimizer"]),
+    "null group": (["optimizer=null"], GOOD, ["optimizer=null: expected one of adam_dense"]),
+    "null tuned": (["tuned=null"], GOOD, ["frappe_x1_hilomoe", "or ~tuned for none"]),
+    "misspelt tuned": (["tuned=frappe"], GOOD, ["tuned=frappe: expected", "frappe_x1_hilomoe"]),
     "no batches for batch norm": (
         ["data.batch_size=2", "model.batch_norm=true"],
         GOOD,
@@ -66,8 +73,9 @@ def test_error_is_clear_on_every_rank(launch, tmp_path, case):
     )
     assert run.code != 0
     assert "Traceback" not in run.stderr.split("torch.distributed.elastic")[0].split("elastic/")[0]
+    own_words = run.stderr.split("\nGiven: ")[0]  # not the overrides, repeated
     for text in expected:
-        assert text in run.stderr
+        assert text in own_words
     assert "error on rank 0: " in run.stderr
     assert "error on rank 1: " in run.stderr
     assert len(run.stderr.splitlines()) < 80

@@ -21,7 +21,7 @@ CHOICES = [
 
 @pytest.fixture
 def composed():
-    OmegaConf.register_new_resolver("launch_time", lambda: "now", replace=True)
+    OmegaConf.register_new_resolver("launch", lambda: "now", replace=True)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = [pytest.mark.slow, pytest.mark.multirank]
@@ -16,6 +18,7 @@ THREE_STAGES = [
     *(f"training.stages.{stage}.batches=17" for stage in ("warm_up", "specialise", "joint")),
     *(f"training.stages.{stage}.epochs=null" for stage in ("warm_up", "specialise", "joint")),
 ]
+CONF_MODELS = Path(__file__).parents[2] / "conf" / "model"
 VARYING = ("output_dir", "train_samples_per_second")
 
 
@@ -62,6 +65,7 @@ def test_last_line_is_metrics_json(runs):
 def test_output_folder(runs):
     _, folder = runs["two"]
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "checkpoints",
         "config.yaml",
         "metrics.json",
@@ -79,6 +83,14 @@ def test_a_run_that_may_not_begin_leaves_the_folder_alone(launch, small, runs):
     assert refused.code == 1
     assert "of another run: seed" in refused.stderr
     assert (folder / "config.yaml").read_text() == before
+
+
+def test_one_folder_takes_one_run_at_a_time(launch, small, tmp_path):
+    with FileLock(tmp_path / ".lock"):
+        refused = launch(*small, f"output_dir={tmp_path}", ranks=2)
+    assert refused.code == 1
+    assert refused.stderr.count(f"another run is writing to {tmp_path}") == 2
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_same_seed_gives_identical_metrics(runs):
@@ -100,12 +112,40 @@ def test_two_ranks_agree_with_one(runs):
 
 
 def test_no_pipelining_is_lost(runs):
-    assert "will NOT be pipelined" not in runs["two"][0].stderr
+    assert "NOT be pipelined" not in runs["two"][0].stderr
+
+
+UNTRACEABLE = """
+from torch import fx
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec_hilomoe.models import SparseArch
+
+@fx.wrap
+def double(features):
+    return KeyedJaggedTensor(features.keys(), features.values() * 1, lengths=features.lengths())
+
+plain = SparseArch.forward
+SparseArch.forward = lambda self, features: plain(self, double(features))
+"""
+
+
+def test_a_lookup_that_cannot_be_pipelined_is_told(launch, small, tmp_path):
+    (tmp_path / "untraceable.py").write_text(UNTRACEABLE)
+    run = launch(
+        *small,
+        "plugins=[untraceable]",
+        "training=single_stage",
+        "training.max_train_batches=2",
+        f"output_dir={tmp_path / 'out'}",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert run.code == 0, run.stderr[-4000:]
+    assert "NOT be pipelined" in run.stderr
 
 
 def test_multirun_over_all_models(launch, small, tmp_path):
     """Bags of several ids and dense features; every model through the same loop."""
-    models = "dlrm,dlrm_cat,dcn,dcn_mixture,projection,hilomoe,hilomoe_cross,hilomoe_mlp"
+    models = ",".join(sorted(path.stem for path in CONF_MODELS.glob("[!_]*.yaml")))
     run = launch(
         "--multirun",
         f"model={models}",
@@ -137,5 +177,8 @@ def test_multirun_under_torchrun(launch, small, tmp_path):
 
 def test_default_output_folder_is_one_for_all_ranks(launch, small):
     run = launch(*small, "training.max_train_batches=1", "training=single_stage", ranks=2)
-    assert Path(run.result["output_dir"]).parent.name == "outputs"
+    folder = Path(run.result["output_dir"])
+    assert folder.parent.name == "outputs"
+    # Two launches may start within a second.
+    assert re.fullmatch(r"[\d-]{10}_[\d-]{8}-[0-9a-f]{6}", folder.name)
     assert run.stdout.count('{"model"') == 1

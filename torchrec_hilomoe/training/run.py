@@ -44,6 +44,7 @@ from torchrec_hilomoe.training.distributed import (
     set_timeout,
 )
 from torchrec_hilomoe.training.loop import Trainer
+from torchrec_hilomoe.training.output_folder import exclusive
 from torchrec_hilomoe.training.recorder import Recorder
 from torchrec_hilomoe.training.sharding import shard_model
 from torchrec_hilomoe.training.stages import core_model
@@ -148,35 +149,34 @@ def train(config: RunConfig, on_start: Callable[[], None] = lambda: None) -> dic
         PREPARATION_TIMEOUT,
     )
     _check_fits(config, data, world_size)
-    checkpoints = RunCheckpoints(
-        config.output_dir / "checkpoints",
-        config.checkpoint,
-        config.model,
-        data,
-        _plain(config, data),
-    )
-    agree(on_start)
-    model = build_sharded(
-        config.model, data.features, config.sharding, config.optimizer.tables, config.seed, device
-    )
-    if checkpoints.resumed is None and config.checkpoint.warm_start is not None:
-        warm_start(model, config.checkpoint.warm_start, config.checkpoint.strict)
-    torch.manual_seed(config.seed + rank)  # dropout differs between ranks
-    recorder = Recorder(config.output_dir, config.data.batch_size)
-    trainer = Trainer(
-        model,
-        data,
-        config.training,
-        config.optimizer,
-        checkpoints,
-        recorder,
-    )
-    with trainer.watch:
-        trainer.run()
-        recorder.close()
-        metrics = _summary(config, trainer, data, model)
-    if is_main_rank():
-        _write_json(config.output_dir / "metrics.json", metrics)
+    with exclusive(config.output_dir):
+        checkpoints = RunCheckpoints(
+            config.output_dir / "checkpoints",
+            config.checkpoint,
+            config.model,
+            data,
+            _plain(config, data),
+        )
+        agree(on_start)
+        model = build_sharded(
+            config.model,
+            data.features,
+            config.sharding,
+            config.optimizer.tables,
+            config.seed,
+            device,
+        )
+        if checkpoints.resumed is None and config.checkpoint.warm_start is not None:
+            warm_start(model, config.checkpoint.warm_start, config.checkpoint.strict)
+        torch.manual_seed(config.seed + rank)  # dropout differs between ranks
+        recorder = Recorder(config.output_dir, config.data.batch_size)
+        trainer = Trainer(model, data, config.training, config.optimizer, checkpoints, recorder)
+        with trainer.watch:
+            trainer.run()
+            recorder.close()
+            metrics = _summary(config, trainer, data, model)
+        if is_main_rank():
+            _write_json(config.output_dir / "metrics.json", metrics)
     return metrics
 
 

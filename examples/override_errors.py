@@ -1,0 +1,38 @@
+"""What Hydra raises before a task begins, in words that say what was expected and what to do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from torchrec_hilomoe.config import unknown_key
+
+
+def explain(error: Exception, conf: Path) -> str:
+    """One message for an error of composing the configuration and making the output folder.
+
+    Args:
+        error (Exception): as Hydra raised it.
+        conf (Path): folder of the configurations.
+
+    Returns:
+        str: names the key; for unknown keys those that there are.
+    """
+    if isinstance(error, OSError):  # the folder is the first thing that Hydra makes
+        return f"output_dir: cannot be made: {error}"
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        path, known = str(cause.full_key), [str(key) for key in cause.parent_node]
+        if known and path.rpartition(".")[2] not in known:
+            return unknown_key(path, known)
+    if "Config group override must be a string" in str(error):
+        for override in sys.argv[1:]:
+            group, _, value = override.partition("=")
+            options = sorted(path.stem for path in (conf / group).glob("[!_]*.yaml"))
+            if value == "null" and options:
+                none = ", or ~tuned for none" if group == "tuned" else ""
+                return f"{group}=null: expected one of {', '.join(options)}{none}"
+    return str(error).split("\nTo append to your config")[0]
