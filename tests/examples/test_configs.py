@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from torchrec_hilomoe.models import interaction_names
+from torchrec_hilomoe.models import interaction_names, parse_model_config
+from torchrec_hilomoe.modules import HiLoMoEConfig, TwoStreamConfig
 from torchrec_hilomoe.training import parse_run_config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -69,6 +71,14 @@ def test_fixed_override_names(composed):
     assert (config.training.max_train_batches, config.training.max_eval_batches) == (5, 6)
     assert config.seed == 7
     assert str(config.output_dir) == "d"
+
+
+def test_the_defaults_of_the_library_are_those_of_the_default_model(composed):
+    assert composed("model=hilomoe").model == parse_model_config({"name": "hilomoe"})
+    own = composed("model=hilomoe").model.interaction
+    for options in (HiLoMoEConfig(), TwoStreamConfig()):
+        for name, value in dataclasses.asdict(options).items():
+            assert getattr(own, name, value) == value, name
 
 
 def test_frappe_protocol(composed):

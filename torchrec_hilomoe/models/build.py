@@ -25,6 +25,8 @@ from torchrec_hilomoe.models.registry import InteractionContext, get_interaction
 class ModelConfig:
     """A CTR model: tables, dense arch, interaction, over arch.
 
+    Defaults are those of ``model=hilomoe``; other models in ``conf/model`` set widths of their own.
+
     Attributes:
         name (str): the registered interaction architecture.
         embedding_dim (int): D, the embedding dimension of every table; of each member's part of it
@@ -63,7 +65,7 @@ def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
     """Builds the `ModelConfig` from flat keys.
 
     Keys of `ModelConfig` and of the named interaction's own dataclass stand side by side, so that
-    ``model.num_experts=32`` sets an option of the interaction.
+    ``model.num_experts=16`` sets an option of the interaction.
 
     Args:
         values (Mapping[str, Any]): plain values; ``name`` selects the interaction.

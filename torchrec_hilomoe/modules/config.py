@@ -47,7 +47,7 @@ class HiLoMoEConfig:
     __pydantic_config__ = STRICT
 
     num_layers: int = 3
-    num_experts: int = 32
+    num_experts: int = 8
     top_k: int | None = None
     tied_keys: bool = False
     query_dim: int | None = None
