@@ -1,70 +1,67 @@
-"""A data set and a model of one's own, without touching the project."""
+"""A data set and a model of one's own, as the README has them, without touching the project."""
 
 from __future__ import annotations
 
+import random
+import re
+from pathlib import Path
+
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 pytestmark = [pytest.mark.slow]
 
-DATA = """
-defaults: [tabular]
-name: shop
-train: {train}
-batch_size: 8
-schema:
-  label: bought
-  categorical: [{{name: user, hash_size: 10}}, shop]
-"""
-
+README = (Path(__file__).parents[2] / "README.md").read_text()
+(DATA,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+(PLUGIN,) = re.findall(
+    r"```python\n((?:(?!```).)*register_interaction.*?)```", README, flags=re.DOTALL
+)
 MODEL = """
 defaults: [_base]
 name: average
-scale: 2.0
+scale: 1.0
 """
 
-PLUGIN = """
-from dataclasses import dataclass
-from torch import nn
-from torchrec_hilomoe import Interaction, InteractionContext, register_interaction
 
-@dataclass
-class Options:
-    scale: float = 1.0
-
-class Average(nn.Module):
-    def __init__(self, scale):
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, dense_features, sparse_features):
-        return self.scale * (dense_features + sparse_features.mean(dim=1))
-
-@register_interaction("average", Options)
-def build(context: InteractionContext, config: Options) -> Interaction:
-    return Interaction(Average(config.scale), context.embedding_dim)
-"""
+def _write_clicks(path: Path) -> None:
+    draw = random.Random(0)
+    clicks = [
+        {
+            "bought": draw.randrange(2),
+            "price": draw.random(),
+            "user": f"user {draw.randrange(5)}",
+            "query": draw.choice(("shoes", "coat")),
+            "url": f"/{draw.randrange(50)}",
+            "tags": draw.choice((None, "red", "red,new")),
+        }
+        for _ in range(40)
+    ]
+    parquet.write_table(pa.Table.from_pylist(clicks), path)
 
 
 def test_own_data_set_and_model(launch, tmp_path):
-    (tmp_path / "train.tsv").write_text("bought\tuser\tshop\n" + "1\tann\ta\n0\tbob\tb\n" * 20)
-    for group, name, content in (
-        ("data", "shop", DATA.format(train=tmp_path / "train.tsv")),
-        ("model", "average", MODEL),
-    ):
+    for group, name, content in (("data", "shop", DATA), ("model", "average", MODEL)):
         (tmp_path / group).mkdir()
         (tmp_path / group / f"{name}.yaml").write_text(content.lstrip())
-    (tmp_path / "my_plugin.py").write_text(PLUGIN)
+    (tmp_path / "my_module.py").write_text(PLUGIN)
+    for split in ("train-0", "train-1", "valid"):
+        _write_clicks(tmp_path / f"{split}.parquet")
     result = launch(
         "--config-dir",
         str(tmp_path),
         "data=shop",
+        f"data.train={tmp_path}/train-*.parquet",
+        f"data.valid={tmp_path}/valid.parquet",
+        "data.batch_size=8",
         "model=average",
         "model.scale=3.0",
-        "plugins=[my_plugin]",
+        "plugins=[my_module]",
         "training=single_stage",
         f"output_dir={tmp_path / 'out'}",
         PYTHONPATH=str(tmp_path),
     ).result
     assert (result["model"], result["data"]) == ("average", "shop")
-    assert result["train_batches"] == 3 * 5
-    assert result["valid"] is None
+    assert result["data_report"]["rows"] == {"train": 80, "valid": 40}
+    assert result["train_batches"] == 3 * 10
+    assert 0 < result["valid"]["gauc"] < 1
