@@ -15,7 +15,7 @@ from torchrec_hilomoe.modules import AuxiliaryLossConfig, HiLoMoEConfig
         ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"num_experts": -1}, "num_experts must be at least 1, got -1"),
         ({"num_experts": 4, "top_k": 5}, "top_k must lie in 1..num_experts (4), got 5"),
-        ({"top_k": 0}, "top_k must lie in 1..num_experts (32), got 0"),
+        ({"top_k": 0}, "top_k must lie in 1..num_experts (8), got 0"),
         ({"query_dim": 0}, "query_dim must be at least 1, got 0"),
         ({"query_dim": 8, "tied_keys": True}, "query_dim has no meaning with tied_keys"),
         ({"query_dropout": 1.0}, "query_dropout must lie in [0, 1), got 1.0"),
