@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -54,16 +54,29 @@ def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
         raise ConfigError("\n".join(problems)) from None
 
 
+def unknown_key(path: str, known: Sequence[str], where: str = "") -> str:
+    """The message about a key that does not exist.
+
+    Args:
+        path (str): the dotted key.
+        known (Sequence[str]): the keys that could stand in its place.
+        where (str): under what they are known, such as " for model.name=dcn".
+
+    Returns:
+        str: with the known key that is close to it, if there is one.
+    """
+    close = difflib.get_close_matches(path.rpartition(".")[2], known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{path}: unknown key{where}{hint} Known keys: {', '.join(known)}"
+
+
 def _describe(cls: type, problem: Any, prefix: str) -> str:
     """One readable line for one pydantic problem."""
     # Of the alternatives of a union pydantic names each by its type: not a part of the path.
     location = [part for part in problem["loc"] if not _is_tag(part)]
     path = ".".join(str(part) for part in (*prefix.split("."), *location) if part != "")
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = _known_keys(cls, problem["loc"][:-1])
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        return f"{path}: unknown key{hint} Known keys: {', '.join(known)}"
+        return unknown_key(path, _known_keys(cls, problem["loc"][:-1]))
     if problem["type"] in ("missing", "missing_argument"):
         return f"{path}: required, but not given"
     message = problem["msg"].removeprefix("Value error, ")

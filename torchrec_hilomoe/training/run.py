@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from pydantic_core import to_jsonable_python
 from torch import distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
@@ -263,7 +264,7 @@ def _plain(config: RunConfig, data: DataSource) -> dict[str, Any]:
         "encoder": data.encoder_digest,
         "rows": data.report["rows"],
     }
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    plain: dict[str, Any] = to_jsonable_python(values)
     return plain
 
 
