@@ -82,7 +82,7 @@ def test_scores_a_raw_file(trained, launch, tmp_path, ranks):
 def test_no_checkpoint(launch, tmp_path):
     run = launch(f"checkpoint={tmp_path}", "data.test=x.csv", script="evaluate")
     assert run.code == 1
-    assert f"checkpoint: {tmp_path} is no checkpoint" in run.stderr
+    assert f"checkpoint={tmp_path}: is no checkpoint" in run.stderr
     assert "Traceback" not in run.stderr
 
 

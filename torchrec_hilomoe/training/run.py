@@ -29,7 +29,7 @@ from torchrec_hilomoe.models import (
     model_config_dict,
     parse_model_config,
 )
-from torchrec_hilomoe.training.checkpoint import RunCheckpoints, warm_start
+from torchrec_hilomoe.training.checkpoint import RunCheckpoints, check_named, warm_start
 from torchrec_hilomoe.training.config import (
     CheckpointConfig,
     OptimizerConfig,
@@ -142,6 +142,7 @@ def train(config: RunConfig, on_start: Callable[[], None] = lambda: None) -> dic
     device = init_process_group()
     set_timeout(timedelta(minutes=config.training.timeout_minutes))
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    check_named(config.output_dir / "checkpoints", config.checkpoint)
     data = agree(
         lambda: open_data(
             config.data, rank=rank, world_size=world_size, seed=config.seed, progress=rank == 0
