@@ -129,6 +129,24 @@ def test_a_feature_is_never_optional(tmp_path: Path, model: Path) -> None:
         scored(model, write(tmp_path / "t.csv", ["user"]))
 
 
+def test_a_scored_file_without_labels_is_no_valid_file(
+    tmp_path: Path, model: Path, make_config: MakeConfig
+) -> None:
+    """Though its rows are in the cache."""
+    file = write(tmp_path / "t.csv", ["user", "x", "session"])
+    scored(model, file)
+    config = make_config(tmp_path / "train.csv", SCHEMA, valid=str(file))
+    with pytest.raises(DataError, match=r"t\.csv: no column 'bought'"):
+        open_data(config, rank=0, world_size=1, seed=0)
+
+
+@pytest.mark.parametrize("name", ["t.csv.gz", "t.parquet"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, model: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"neither")
+    with pytest.raises(DataError, match=rf"{name}: cannot be read as"):
+        scored(model, tmp_path / name)
+
+
 def test_training_needs_labels(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config(write(tmp_path / "t.csv", ["user", "x", "session"]), SCHEMA)
     with pytest.raises(

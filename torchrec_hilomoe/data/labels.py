@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from torchrec_hilomoe.data.files import RawFormat, file_format
-from torchrec_hilomoe.data.lines import fields_of_rows
-from torchrec_hilomoe.data.readers import column_names
+import pyarrow.parquet as pq
+
+from torchrec_hilomoe.data.files import RawFormat
+from torchrec_hilomoe.data.lines import fields_of_rows, read_header
+from torchrec_hilomoe.data.readers import named_errors
 from torchrec_hilomoe.data.tabular import RawFiles
 from torchrec_hilomoe.errors import DataError
 
@@ -43,8 +45,11 @@ def labels_optional(files: RawFiles, label: str) -> RawFiles:
 
 
 def _has_label(path: Path, label: str, raw_format: RawFormat) -> bool:
-    names = column_names(path, raw_format)
-    if raw_format.column_names and file_format(path, raw_format.format) == "csv":
-        # Without a header the rows tell: all of them are one field short.
-        return {*fields_of_rows(path, raw_format, _ROWS)} != {len(names) - 1}
-    return label in names
+    with named_errors(path, raw_format) as kind:
+        if kind == "parquet":
+            return label in pq.read_schema(path).names
+        names = read_header(path, raw_format).names
+        if raw_format.column_names:
+            # Without a header the rows tell: all of them are one field short.
+            return {*fields_of_rows(path, raw_format, _ROWS)} != {len(names) - 1}
+        return label in names

@@ -81,7 +81,7 @@ def read_chunks(
     Raises:
         DataError: the file cannot be read, lacks a column or has rows that a quote joins.
     """
-    with _named_errors(path, raw_format) as kind:
+    with named_errors(path, raw_format) as kind:
         if kind == "csv":
             label = columns[0] if labelled else None
             yield from _read_csv(path, columns, label, raw_format, bad_rows, advance)
@@ -89,28 +89,13 @@ def read_chunks(
             yield from _read_parquet(path, columns, raw_format, advance)
 
 
-def column_names(path: Path, raw_format: RawFormat) -> Sequence[str]:
-    """The columns of a file.
-
-    Args:
-        path (Path): a CSV or Parquet file.
-        raw_format (RawFormat): how it is written; its ``column_names`` are those of CSV files.
-
-    Returns:
-        Sequence[str]: in order.
+@contextmanager
+def named_errors(path: Path, raw_format: RawFormat) -> Iterator[str]:
+    """Tells whether a file is ``"csv"`` or ``"parquet"``; errors of reading it name it.
 
     Raises:
         DataError: the file cannot be read.
     """
-    with _named_errors(path, raw_format) as kind:
-        if kind == "csv":
-            return read_header(path, raw_format).names
-        return pq.read_schema(path).names
-
-
-@contextmanager
-def _named_errors(path: Path, raw_format: RawFormat) -> Iterator[str]:
-    """Tells whether a file is CSV or Parquet; errors of reading it name it."""
     kind = file_format(path, raw_format.format)
     try:
         yield kind

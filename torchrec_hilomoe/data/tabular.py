@@ -184,7 +184,8 @@ def encode_cached(
         (folder / _REPORT_FILE).write_text(json.dumps(skipped))
         np.save(folder / _GAPS_FILE, gaps.positions)
 
-    key = key_of(_GAPS_FILE, encoder.digest(), files.key(root))
+    # Rows without labels must not pass for those of a split that needs them.
+    key = key_of(_GAPS_FILE, encoder.digest(), files.key(root), files.labelled)
     folder = build_once(root / "rows" / key, build)
     skipped = json.loads((folder / _REPORT_FILE).read_text())
     return EncodedSplit(ArrowStore(folder / _ROWS_FILE), skipped, np.load(folder / _GAPS_FILE))
