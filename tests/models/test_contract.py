@@ -78,13 +78,16 @@ def test_an_output_that_is_no_tensor_is_named():
         check_interaction("pair", Interaction(Pair(), 8), CONTEXT)
 
 
-def test_the_check_leaves_no_trace():
-    module = Noisy()
+@pytest.mark.parametrize("device", [None, torch.device("cpu"), torch.device("meta")])
+def test_the_check_leaves_no_trace(device):
+    module = Noisy().to(device or "cpu")
     before = {name: value.clone() for name, value in module.state_dict().items()}
     random = torch.get_rng_state()
-    check_interaction("noisy", Interaction(module, 5), CONTEXT)
+    context = InteractionContext(CONTEXT.num_sparse_features, CONTEXT.embedding_dim, device)
+    check_interaction("noisy", Interaction(module, 5), context)
     assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    if not module.calls.is_meta:
+        assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert module.list == []
     assert [part.training for part in (module, module.linear, module.frozen)] == [True, True, False]
 

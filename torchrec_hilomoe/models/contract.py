@@ -17,8 +17,8 @@ _ROWS = 2
 def check_interaction(name: str, built: Any, context: InteractionContext) -> Interaction:
     """Checks what a builder returned.
 
-    The width is that of a forward pass of a copy on the meta device, in evaluation mode: weights,
-    buffers and random generators stay as they are.
+    The width is that of a forward pass of a copy in evaluation mode: the module with all that it
+    keeps, and the random generators, stay as they are.
 
     Args:
         name (str): the model, for messages.
@@ -49,10 +49,14 @@ def check_interaction(name: str, built: Any, context: InteractionContext) -> Int
 
 def _output(module: nn.Module, context: InteractionContext) -> Any:
     """What the module makes of a few rows."""
-    copied = copy.deepcopy(module).to("meta").eval()
-    dense = torch.empty(_ROWS, context.embedding_dim, device="meta")
-    sparse = torch.empty(_ROWS, context.num_sparse_features, context.embedding_dim, device="meta")
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    d, device = context.embedding_dim, context.device
+    copied = copy.deepcopy(module).eval()
+    if device is not None:  # where training will move it
+        copied.to(device)
+    dense = torch.zeros(_ROWS, d, device=device)
+    sparse = torch.zeros(_ROWS, context.num_sparse_features, d, device=device)
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=gpus):
         return copied(dense_features=dense, sparse_features=sparse)
 
 
