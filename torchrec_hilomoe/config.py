@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -54,24 +54,24 @@ def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
         raise ConfigError("\n".join(problems)) from None
 
 
-def unknown_key(path: str, known: Iterable[str]) -> str:
-    """The message for a key that there is not.
+def unknown_key(path: str, known: Sequence[str], where: str = "") -> str:
+    """The message about a key that does not exist.
 
     Args:
-        path (str): dotted path of the key.
-        known (Iterable[str]): the keys that there are in its place.
+        path (str): the dotted key.
+        known (Sequence[str]): the keys that could stand in its place.
+        where (str): under what they are known, such as " for model.name=dcn".
 
     Returns:
-        str: one line, with the nearest of them.
+        str: with the known key that is close to it, if there is one.
 
     Example:
         >>> unknown_key("optimizer.lrr", ["lr", "eps"])
         "optimizer.lrr: unknown key; did you mean 'lr'? Known keys: lr, eps"
     """
-    known = list(known)
     close = difflib.get_close_matches(path.rpartition(".")[2], known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{path}: unknown key{hint} Known keys: {', '.join(known)}"
+    return f"{path}: unknown key{where}{hint} Known keys: {', '.join(known)}"
 
 
 def _describe(cls: type, problem: Any, prefix: str) -> str:

@@ -21,7 +21,7 @@ from torchrec_hilomoe.errors import DataError
 def parse(columns: dict[str, Any], bad_rows: BadRows | None = None, **schema: Any) -> ParsedRows:
     size = len(next(iter(columns.values())))
     batch = pa.RecordBatch.from_pydict({"label": [1] * size, **columns})
-    chunk = RawChunk(Path("raw.parquet"), batch, 11, RawFormat())
+    chunk = RawChunk(Path("raw.parquet"), batch, np.arange(10, 10 + size), RawFormat())
     return parse_rows(chunk, parse_config(SchemaConfig, schema), bad_rows or BadRows("raise"))
 
 

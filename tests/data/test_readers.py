@@ -4,6 +4,7 @@ import csv
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -56,9 +57,22 @@ def test_many_blocks_with_blank_lines_and_line_breaks_in_values(
     chunks = read(write(tmp_path / "a.csv", "label,user\n" + "".join(lines)))
     assert len(chunks) > 20
     assert [row["user"] for row in rows(chunks)] == [f"user\n{i}" for i in range(200)]
-    firsts = [chunk.first_row for chunk in chunks]
-    sizes = [chunk.batch.num_rows for chunk in chunks]
-    assert firsts == [1 + sum(sizes[:i]) for i in range(len(sizes))]
+    assert np.concatenate([chunk.positions for chunk in chunks]).tolist() == [*range(200)]
+
+
+def test_malformed_rows_count_in_the_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_CSV_BLOCK_BYTES", 64)
+    monkeypatch.setattr(readers, "_CHUNK_ROWS", 6)
+    malformed = {0, 1, 17, 18, 19, 60, 199}
+    lines = [f'{i % 2},"u\n{i}"' + ",x" * (i in malformed) + "\n\n" for i in range(200)]
+    chunks = read(write(tmp_path / "a.csv", "\nlabel,user\n" + "".join(lines)), mode="skip")
+    assert len(chunks) > 20
+    users = [row["user"] for row in rows(chunks)]
+    positions = np.concatenate([chunk.positions for chunk in chunks]).tolist()
+    assert users == [f"u\n{i}" for i in positions]
+    assert positions == [i for i in range(200) if i not in malformed]
 
 
 def test_a_malformed_row_is_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -79,10 +80,45 @@ def test_scores_a_raw_file(trained, launch, tmp_path, ranks):
     assert log_loss(labels, table["prediction"]) == pytest.approx(result["logloss"], abs=1e-6)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_predictions_without_labels_join_the_rows_that_were_not_skipped(
+    trained, launch, tmp_path, ranks
+):
+    _, test, checkpoint = trained
+    header, *lines = [line.split(",", 1)[1] for line in test.read_text().splitlines()]
+    reference = tmp_path / "reference.parquet"
+    overrides = (f"checkpoint={checkpoint}", "data.batch_size=64")
+    launch(*overrides, f"data.test={test}", f"predictions={reference}", script="evaluate")
+    expected = pq.read_table(reference)["prediction"].to_pylist()
+    (tmp_path / "raw").mkdir()
+    bad = {0: "x", 130: "cheap,u1,2,t1", 131: "1.5,u1", 500: "x,y,z"}
+    for part, start in enumerate((0, 200)):
+        rows = [bad.get(i, line) for i, line in enumerate(lines)][start : (200, 501)[part]]
+        (tmp_path / "raw" / f"{part}.csv").write_text("\n".join([header, *rows]) + "\n")
+    output = tmp_path / "predictions.parquet"
+    raw = (*overrides, f"data.test={tmp_path / 'raw'}")
+    run = launch(
+        *raw, f"predictions={output}", "data.on_bad_row=skip", script="evaluate", ranks=ranks
+    )
+    assert run.result["samples"] == 501 - len(bad)
+    assert run.result["auc"] is run.result["logloss"] is None
+    assert "data.test has no labels" in run.stderr
+    table = pq.read_table(output)
+    good = [row for row in range(501) if row not in bad]
+    assert table["row"].to_pylist() == good
+    assert table["prediction"].to_pylist() == pytest.approx([expected[i] for i in good], abs=1e-6)
+    assert table["label"].null_count == len(good)
+    without_file = launch(*raw, script="evaluate", ranks=ranks)
+    assert without_file.code == 1
+    for rank in range(ranks):
+        message = rf"error on rank {rank}: .*0\.csv: no column 'clicked', the label: .*nothing to"
+        assert re.search(message, without_file.stderr)
+
+
 def test_no_checkpoint(launch, tmp_path):
     run = launch(f"checkpoint={tmp_path}", "data.test=x.csv", script="evaluate")
     assert run.code == 1
-    assert f"checkpoint: {tmp_path} is no checkpoint" in run.stderr
+    assert f"checkpoint={tmp_path}: is no checkpoint" in run.stderr
     assert "Traceback" not in run.stderr
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import pytest
 from torch import distributed as dist
 
-from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.errors import CheckpointError, ConfigError
+from torchrec_hilomoe.training import run as run_module
 
 
 def _checkpoints(run):
@@ -119,3 +121,41 @@ def test_never_begins_anew_once_in_a_launch(run_training, start_torchrun, tmp_pa
     start_torchrun()
     run_training(tmp_path, never, kill_after=7)
     assert _resumed(caplog) == []
+
+
+@pytest.mark.parametrize("key", ["checkpoint.warm_start", "checkpoint.resume"])
+def test_a_path_that_is_no_checkpoint_is_refused_before_data_are_opened(
+    run_training, tmp_path, monkeypatch, key
+):
+    def opened(*arguments, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(run_module, "open_data", opened)
+    (tmp_path / "other").mkdir()
+    for path in ("/nowhere", tmp_path / "other"):
+        with pytest.raises(ConfigError, match=rf"^{key}={path}: is no checkpoint of this library"):
+            run_training(tmp_path / "run", f"{key}={path}")
+
+
+def test_a_damaged_warm_start_is_named(run_training, tmp_path):
+    run_training(tmp_path / "source", "training.max_train_batches=1")
+    best = tmp_path / "source" / "checkpoints" / "best"
+    next((best / "weights").glob("*.distcp")).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"^checkpoint.warm_start={best}: .*is damaged"):
+        run_training(tmp_path / "run", f"checkpoint.warm_start={best}")
+
+
+def test_a_run_goes_on_though_what_it_started_from_is_gone(
+    run_training, start_torchrun, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, "torchrec_hilomoe")
+    for resume in ("auto", "never"):
+        run, source = tmp_path / resume, tmp_path / f"source of {resume}"
+        run_training(source, "training.max_train_batches=1")
+        start_torchrun()
+        best = f"checkpoint.warm_start='{source / 'checkpoints' / 'best'}'"
+        run_training(run, f"checkpoint.resume={resume}", best, kill_after=7)
+        shutil.rmtree(source)
+        _resumed(caplog)
+        run_training(run, f"checkpoint.resume={resume}", best, kill_after=3)
+        assert _resumed(caplog) == [f"resuming {run}/checkpoints/step-00000005, at batch 5"]

@@ -12,14 +12,18 @@ from torchrec_hilomoe.training.score import ScoreDataConfig
 
 @pytest.fixture
 def score_rows(tmp_path, tmp_path_factory):
-    """Scores the valid rows that `run_training` evaluates on, of which one may be made bad."""
+    """Scores the valid rows that `run_training` evaluates on.
 
-    def run(checkpoint, bad: int | None = None) -> tuple[dict, pa.Table]:
+    One may be made bad, and labels left out.
+    """
+
+    def run(checkpoint, bad: int | None = None, labels: bool = True) -> tuple[dict, pa.Table]:
         valid = next((tmp_path_factory.getbasetemp() / "cache").rglob("valid.parquet"))
         rows = pq.read_table(valid).to_pylist()
         if bad is not None:
             rows[bad]["label"] = 2
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+        table = pa.Table.from_pylist(rows)
+        pq.write_table(table if labels else table.drop_columns("label"), tmp_path / "rows.parquet")
         data = ScoreDataConfig(
             str(tmp_path / "rows.parquet"), 16, on_bad_row="skip", cache_dir=str(tmp_path / "cache")
         )
@@ -35,6 +39,22 @@ def test_bad_rows_that_are_skipped_are_reported(run_training, score_rows, tmp_pa
     metrics, table = score_rows(tmp_path / "run" / "checkpoints" / "best", bad=3)
     assert sum(metrics["skipped"].values()) == 1
     assert metrics["samples"] == table.num_rows == 255
+    assert table["row"].to_pylist() == [row for row in range(256) if row != 3]
+
+
+def test_rows_without_labels_have_predictions_alone(run_training, score_rows, tmp_path, caplog):
+    run_training(tmp_path / "run", "training.max_train_batches=1")
+    best = tmp_path / "run" / "checkpoints" / "best"
+    labelled, with_labels = score_rows(best)
+    unlabelled, without = score_rows(best, labels=False)
+    assert "data.test has no labels: predictions are written, metrics are null" in caplog.text
+    assert labelled["auc"] is not None
+    assert {key for key, value in unlabelled.items() if value} == {"samples"}
+    assert unlabelled.keys() == labelled.keys() - {"gauc"}
+    assert without["label"].null_count == without.num_rows == 256
+    assert with_labels["label"].null_count == 0
+    for column in ("row", "prediction"):
+        assert without[column] == with_labels[column]
 
 
 def test_experts_are_off_where_they_were_off_in_the_best_stage(run_training, score_rows, tmp_path):

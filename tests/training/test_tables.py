@@ -8,6 +8,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from torchrec_hilomoe.data import FeatureSpec, SparseFeature
 from torchrec_hilomoe.training import init_tables, make_tables
+from torchrec_hilomoe.training.tables import table_name
 
 
 def _tables(rows: int, seed: int, std: float | None = None) -> torch.Tensor:
@@ -42,3 +43,15 @@ def test_pooling_and_sizes_follow_the_features(features):
     configs = {c.feature_names[0]: c for c in make_tables(features, 4).embedding_bag_configs()}
     assert configs["user"].num_embeddings == 40
     assert configs["genres"].pooling.name == "MEAN"
+
+
+def test_a_name_with_dots_is_no_other_features_name():
+    names = ["a.b", "a%2Eb", "a%.b", "dotted_a%2Eb", "a.b.c", "a.b%2Ec", "a_b", ".", "%"]
+    tables = make_tables(FeatureSpec((), tuple(SparseFeature(name, 5) for name in names)), 4)
+    assert [config.feature_names for config in tables.embedding_bag_configs()] == [
+        [name] for name in names
+    ]
+
+
+def test_names_without_dots_are_those_of_older_checkpoints():
+    assert [table_name(name) for name in ("user", "a b", "50%")] == ["t_user", "t_a b", "t_50%"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,7 @@ def locate(path: Path, row: int, raw_format: RawFormat) -> str:
 
 
 def check_quotes(
-    path: Path, raw_format: RawFormat, header: CsvHeader, label: str, rows: int
+    path: Path, raw_format: RawFormat, header: CsvHeader, label: str | None, rows: int
 ) -> None:
     """Looks for a quoted value that joins rows, if a file has quotes and more lines than rows.
 
@@ -76,7 +77,7 @@ def check_quotes(
         path (Path): a CSV file.
         raw_format (RawFormat): how it is written.
         header (CsvHeader): its header.
-        label (str): the column of the label.
+        label (str | None): the column of the label, if there is one.
         rows (int): rows that were read, malformed ones included.
 
     Raises:
@@ -87,11 +88,12 @@ def check_quotes(
     if _lines_with_quotes(path, raw_format.quote_char) <= header.lines + rows:
         return
     header_records = 0 if raw_format.column_names else 1
-    delimiter, place = raw_format.delimiter_of(path), header.names.index(label)
+    delimiter = raw_format.delimiter_of(path)
+    numbers = [] if label is None else [header.names.index(label)]
 
     def is_row(line: str) -> bool:
         fields = line.rstrip("\r\n").split(delimiter)
-        return len(fields) == len(header.names) and _is_number(fields[place])
+        return len(fields) == len(header.names) and all(_is_number(fields[i]) for i in numbers)
 
     for row, first, lines in _rows_with_lines(path, raw_format):
         others = len(lines) - 1
@@ -102,6 +104,13 @@ def check_quotes(
                 "file, set data.quote_char=null; otherwise close the quote, or write the file as "
                 "Parquet"
             )
+
+
+def fields_of_rows(path: Path, raw_format: RawFormat, rows: int) -> list[int]:
+    """The number of fields in each of the first rows of a CSV file, blank ones left out."""
+    with _opened(path, errors="replace") as text:
+        records = (record for record in _records(text, path, raw_format) if record)
+        return [len(record) for record in itertools.islice(records, rows)]
 
 
 def _lines_with_quotes(path: Path, quote_char: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,19 @@ from torchrec_hilomoe.data.config import SPLITS, DataConfig
 from torchrec_hilomoe.data.criteo import CriteoEncoder, CriteoStore, dense_files, open_criteo
 from torchrec_hilomoe.data.encoder import FORMAT_VERSION, SETTINGS_FILE, TabularEncoder
 from torchrec_hilomoe.data.files import resolve_files
+from torchrec_hilomoe.data.labels import labels_optional
 from torchrec_hilomoe.data.loader import LoaderOptions
 from torchrec_hilomoe.data.movielens import movielens_files
 from torchrec_hilomoe.data.order import Shard
 from torchrec_hilomoe.data.source import DataSource, Encoder, PreparedData
 from torchrec_hilomoe.data.synthetic import bayes_auc, synthetic_files
-from torchrec_hilomoe.data.tabular import RawFiles, encode_cached, find_raw_files, fit_cached
+from torchrec_hilomoe.data.tabular import (
+    EncodedSplit,
+    RawFiles,
+    encode_cached,
+    find_raw_files,
+    fit_cached,
+)
 from torchrec_hilomoe.errors import ConfigError, DataError
 
 
@@ -105,6 +113,7 @@ def open_encoded(
     rank: int,
     world_size: int,
     on_bad_row: str = "raise",
+    need_labels: bool = True,
     cache_dir: str | None = None,
     progress: bool = False,
 ) -> DataSource:
@@ -118,11 +127,16 @@ def open_encoded(
         rank (int): this rank.
         world_size (int): number of ranks.
         on_bad_row (str): ``"raise"`` or ``"skip"``.
+        need_labels (bool): refuse files without the column of the label; otherwise their labels are
+            NaN.
         cache_dir (str | None): where encoded data live.
         progress (bool): whether to show a progress bar.
 
     Returns:
         DataSource: with the one split ``"test"``.
+
+    Raises:
+        DataError: a file cannot be used.
     """
     shard = _shard(batch_size, rank, world_size)
     encoder = _load_encoder(folder)
@@ -133,10 +147,16 @@ def open_encoded(
         prepared = PreparedData(encoder, {"test": store}, {}, {}, root)
     else:
         found = resolve_files(paths, "data.test")
-        raw = RawFiles("test", found, encoder.raw_format, on_bad_row)
-        encoded = encode_cached(encoder, raw, root, progress)
-        skipped = {"test": encoded.skipped}
-        prepared = PreparedData(encoder, {"test": encoded.store}, skipped, {}, root)
+        raw = labels_optional(
+            RawFiles("test", found, encoder.raw_format, on_bad_row), encoder.schema.label
+        )
+        if need_labels and not raw.labelled:
+            raise DataError(
+                f"{found[0]}: no column {encoder.schema.label!r}, the label: without labels there "
+                "are no metrics, and nothing to report but predictions; to write these, give "
+                "predictions=FILE"
+            )
+        prepared = _prepared(encoder, {"test": encode_cached(encoder, raw, root, progress)}, root)
     options = LoaderOptions(shard)
     return DataSource(prepared, options, options)
 
@@ -172,12 +192,17 @@ def _prepare_tabular(config: DataConfig, root: Path, progress: bool) -> Prepared
     raw = {split: find_raw_files(config, split) for split in SPLITS if config.paths(split)}
     encoder = fit_cached(config.schema, raw["train"], root, progress)
     encoded = {split: encode_cached(encoder, files, root, progress) for split, files in raw.items()}
+    return _prepared(encoder, encoded, root)
+
+
+def _prepared(encoder: Encoder, encoded: Mapping[str, EncodedSplit], root: Path) -> PreparedData:
     return PreparedData(
         encoder,
         stores={split: part.store for split, part in encoded.items()},
         skipped={split: part.skipped for split, part in encoded.items()},
         bayes_auc={},
         cache=root,
+        gaps={split: part.gaps for split, part in encoded.items()},
     )
 
 

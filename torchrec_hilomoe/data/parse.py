@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from torchrec_hilomoe.data.bad_rows import BadRows
 from torchrec_hilomoe.data.config import MultiValuedColumn, SchemaConfig
 from torchrec_hilomoe.data.readers import RawChunk
+from torchrec_hilomoe.data.rows import Int64Array
 from torchrec_hilomoe.errors import DataError
 
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^(?i:nan)$"
@@ -39,11 +40,12 @@ class ParsedRows:
     """n usable rows before encoding, in the order of the schema.
 
     Args:
-        labels (npt.NDArray[np.float32]): 0 or 1, [n].
+        labels (npt.NDArray[np.float32]): 0 or 1, [n]; NaN in a file without labels.
         dense (list[npt.NDArray[np.float64]]): per dense column [n]; NaN is missing.
         categorical (list[pa.LargeStringArray]): per categorical column [n]; null is missing.
         multi_valued (list[Bags]): per multi-valued column.
         group (pa.LargeStringArray | None): the group column, [n].
+        positions (Int64Array): their 0-based data rows in the file, [n].
     """
 
     labels: npt.NDArray[np.float32]
@@ -51,6 +53,7 @@ class ParsedRows:
     categorical: list[pa.LargeStringArray]
     multi_valued: list[Bags]
     group: pa.LargeStringArray | None
+    positions: Int64Array
 
 
 def parse_rows(chunk: RawChunk, schema: SchemaConfig, bad_rows: BadRows) -> ParsedRows:
@@ -70,7 +73,10 @@ def parse_rows(chunk: RawChunk, schema: SchemaConfig, bad_rows: BadRows) -> Pars
     Raises:
         DataError: a column has a type that its role does not allow, or bytes that are no text.
     """
-    labels, good = _parse_label(chunk, schema, bad_rows)
+    n = chunk.batch.num_rows
+    labels, good = np.full(n, np.nan), np.ones(n, dtype=bool)
+    if schema.label in chunk.batch.schema.names:  # read unless the file has none
+        labels, good = _parse_label(chunk, schema, bad_rows)
     dense = []
     for column in schema.dense:
         values, is_number = parse_numbers(chunk, column.name)
@@ -81,13 +87,14 @@ def parse_rows(chunk: RawChunk, schema: SchemaConfig, bad_rows: BadRows) -> Pars
     if not good.all():
         labels, dense = labels[good], [values[good] for values in dense]
         batch = chunk.batch.filter(pa.array(good))
-        chunk = RawChunk(chunk.path, batch, chunk.first_row, chunk.raw_format)
+        chunk = RawChunk(chunk.path, batch, chunk.positions[good], chunk.raw_format)
     return ParsedRows(
         labels.astype(np.float32),
         dense,
         [parse_texts(chunk, column.name) for column in schema.categorical],
         [_parse_bags(chunk, column) for column in schema.multi_valued],
         parse_texts(chunk, schema.group) if schema.group else None,
+        chunk.positions,
     )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import difflib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -22,6 +25,7 @@ from torchrec_hilomoe.data.lines import (
     locate,
     read_header,
 )
+from torchrec_hilomoe.data.rows import Int64Array
 from torchrec_hilomoe.errors import DataError
 
 # Arrow reads up to 32 blocks ahead.
@@ -39,18 +43,18 @@ class RawChunk:
     Args:
         path (Path): the file.
         batch (pa.RecordBatch): the columns read; from CSV all of them are text.
-        first_row (int): 1-based data row of the first one, malformed rows not counted.
+        positions (Int64Array): their 0-based data rows in the file, malformed ones counted, [n].
         raw_format (RawFormat): how the file is written.
     """
 
     path: Path
     batch: pa.RecordBatch
-    first_row: int
+    positions: Int64Array
     raw_format: RawFormat
 
     def locate(self, row: int) -> str:
         """Names the file, row and line of row ``row`` (0-based) of this chunk."""
-        return locate(self.path, self.first_row + row, self.raw_format)
+        return locate(self.path, int(self.positions[row]) + 1, self.raw_format)
 
 
 def read_chunks(
@@ -59,15 +63,17 @@ def read_chunks(
     raw_format: RawFormat,
     bad_rows: BadRows,
     advance: Callable[[int], object],
+    labelled: bool = True,
 ) -> Iterator[RawChunk]:
     """Streams some columns of a file.
 
     Args:
         path (Path): a CSV file (compressed or not, by suffix) or a Parquet file.
-        columns (Sequence[str]): the columns to read, the label first.
+        columns (Sequence[str]): the columns to read, the label first if there is one.
         raw_format (RawFormat): how the file is written.
         bad_rows (BadRows): told of CSV rows with a wrong number of fields.
         advance (Callable[[int], object]): told of bytes of the file as they are read.
+        labelled (bool): whether the first column is the label.
 
     Yields:
         RawChunk: at least one row each.
@@ -75,12 +81,24 @@ def read_chunks(
     Raises:
         DataError: the file cannot be read, lacks a column or has rows that a quote joins.
     """
-    kind = file_format(path, raw_format.format)
-    try:
+    with named_errors(path, raw_format) as kind:
         if kind == "csv":
-            yield from _read_csv(path, columns, raw_format, bad_rows, advance)
+            label = columns[0] if labelled else None
+            yield from _read_csv(path, columns, label, raw_format, bad_rows, advance)
         else:
             yield from _read_parquet(path, columns, raw_format, advance)
+
+
+@contextmanager
+def named_errors(path: Path, raw_format: RawFormat) -> Iterator[str]:
+    """Tells whether a file is ``"csv"`` or ``"parquet"``; errors of reading it name it.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    kind = file_format(path, raw_format.format)
+    try:
+        yield kind
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         reason = str(error).splitlines()[0]
         hint = f": {_QUOTE_HINT}" if "straddling" in reason else ""
@@ -90,6 +108,7 @@ def read_chunks(
 def _read_csv(
     path: Path,
     columns: Sequence[str],
+    label: str | None,
     raw_format: RawFormat,
     bad_rows: BadRows,
     advance: Callable[[int], object],
@@ -111,12 +130,13 @@ def _read_csv(
         for batch in _joined(_arrow_reader(stream, header, columns, parsing)):
             malformed.reject()
             if batch.num_rows:
-                yield RawChunk(path, batch, rows + 1, raw_format)
+                positions = malformed.positions_between(rows, rows + batch.num_rows)
+                yield RawChunk(path, batch, positions, raw_format)
                 rows += batch.num_rows
             advance(file.tell() - done)
             done = file.tell()
         malformed.reject()
-        check_quotes(path, raw_format, header, label=columns[0], rows=rows + malformed.total)
+        check_quotes(path, raw_format, header, label, rows + malformed.total)
         advance(file.size() - done)
 
 
@@ -163,13 +183,25 @@ class _MalformedRows:
         self._skipped_lines = skipped_lines
         self._first: pa_csv.InvalidRow | None = None
         self._count = 0
-        self.total = 0
+        self._positions = array("q")
 
     def __call__(self, row: pa_csv.InvalidRow) -> str:
         self._first = self._first or row
         self._count += 1
-        self.total += 1
+        self._positions.append(self._row(row) - 1)
         return "skip"
+
+    @property
+    def total(self) -> int:
+        """How many there are so far."""
+        return len(self._positions)
+
+    def positions_between(self, start: int, stop: int) -> Int64Array:
+        """The 0-based data rows that well-formed rows ``start`` to ``stop`` are in the file."""
+        well_formed, malformed = np.arange(start, stop), np.array(self._positions)
+        # So many well-formed rows stand before each malformed one.
+        before = malformed - np.arange(malformed.size)
+        return well_formed + np.searchsorted(before, well_formed, side="right")
 
     def reject(self) -> None:
         """Hands the rows met since the last call to ``BadRows``."""
@@ -181,12 +213,15 @@ class _MalformedRows:
         self._first, self._count = None, 0
 
     def _describe(self, row: pa_csv.InvalidRow) -> str:
-        # Arrow counts the skipped lines as rows.
-        place = locate(self._path, row.number - self._skipped_lines, self._raw_format)
+        place = locate(self._path, self._row(row), self._raw_format)
         hint = f" ({_QUOTE_HINT})" if "\n" in (row.text or "") else ""
         return (
             f"{place}: {row.actual_columns} fields where {row.expected_columns} were expected{hint}"
         )
+
+    def _row(self, row: pa_csv.InvalidRow) -> int:
+        """The 1-based data row; Arrow counts the skipped lines as rows."""
+        return row.number - self._skipped_lines
 
 
 def _read_parquet(
@@ -202,7 +237,8 @@ def _read_parquet(
         size = path.stat().st_size
         for batch in file.iter_batches(_CHUNK_ROWS, columns=list(columns)):
             if batch.num_rows:
-                yield RawChunk(path, batch, rows + 1, raw_format)
+                positions = np.arange(rows, rows + batch.num_rows)
+                yield RawChunk(path, batch, positions, raw_format)
                 rows += batch.num_rows
             advance(size * rows // total - done)
             done = size * rows // total
@@ -216,7 +252,7 @@ def _check_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> N
         hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
         raise DataError(
             f"{path}: no column {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(map(repr, names))}.{hint} Correct data.schema"
+            f"{', '.join(map(repr, names))}.{hint} Correct data.schema or the file"
         )
     repeated = [name for name, count in Counter(names).items() if count > 1 and name in wanted]
     if repeated:

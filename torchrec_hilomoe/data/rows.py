@@ -59,7 +59,7 @@ class EncodedRows:
     """n encoded rows.
 
     Args:
-        labels (npt.NDArray[np.float32]): [n].
+        labels (npt.NDArray[np.float32]): [n]; NaN where they are not known.
         dense (npt.NDArray[np.float32]): [n, number of dense features].
         ids (npt.NDArray[np.int32]): table rows of the single-valued features, [n, number].
         bags (tuple[IdBags, ...]): per multi-valued feature.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from torchrec_hilomoe.data.features import FeatureSpec
+from torchrec_hilomoe.data.gaps import positions_beside
 from torchrec_hilomoe.data.loader import BatchLoader, LoaderOptions
-from torchrec_hilomoe.data.rows import RowStore
+from torchrec_hilomoe.data.rows import Int64Array, RowStore
 from torchrec_hilomoe.errors import ConfigError
 
 
@@ -37,6 +40,8 @@ class PreparedData:
         skipped (Mapping[str, Mapping[str, int]]): rows left out, by split and reason.
         bayes_auc (Mapping[str, float]): the best possible AUC, by split, where it is known.
         cache (Path): the folder of encoded and generated data.
+        gaps (Mapping[str, Int64Array]): the data rows that were left out, by split, over all files;
+            none of a split that is not named.
     """
 
     encoder: Encoder
@@ -44,6 +49,7 @@ class PreparedData:
     skipped: Mapping[str, Mapping[str, int]]
     bayes_auc: Mapping[str, float]
     cache: Path
+    gaps: Mapping[str, Int64Array] = field(default_factory=dict)
 
 
 class DataSource:
@@ -97,6 +103,23 @@ class DataSource:
     def has_split(self, split: str) -> bool:
         """Whether there is data for ``"train"``, ``"valid"`` or ``"test"``."""
         return split in self._prepared.stores
+
+    def has_labels(self, split: str) -> bool:
+        """Whether the rows of a split have labels; all have them, or all are NaN."""
+        return not np.isnan(self._prepared.stores[split].chunk(0).labels[0])
+
+    def positions(self, split: str) -> Int64Array:
+        """Which rows of the raw files the rows of a split are.
+
+        Args:
+            split (str): ``"train"``, ``"valid"`` or ``"test"``.
+
+        Returns:
+            Int64Array: 0-based, over the files in their order; rows that were left out count,
+            header and blank lines do not.
+        """
+        gaps = self._prepared.gaps.get(split, np.empty(0, np.int64))
+        return positions_beside(gaps, self._prepared.stores[split].num_rows)
 
     def loader(self, split: str, *, epoch: int = 0, start: int = 0) -> BatchLoader:
         """The batches of this rank.

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from torchrec_hilomoe.data.bad_rows import BadRows
@@ -16,8 +17,10 @@ from torchrec_hilomoe.data.cache import build_once, content_digest, key_of
 from torchrec_hilomoe.data.config import DataConfig, SchemaConfig
 from torchrec_hilomoe.data.encoder import FORMAT_VERSION, TabularEncoder, fit_encoder
 from torchrec_hilomoe.data.files import RawFormat, plain_suffix, resolve_files
+from torchrec_hilomoe.data.gaps import Gaps
 from torchrec_hilomoe.data.parse import ParsedRows, parse_rows
 from torchrec_hilomoe.data.readers import read_chunks
+from torchrec_hilomoe.data.rows import Int64Array
 from torchrec_hilomoe.data.store import ArrowStore, to_record_batch, write_store
 from torchrec_hilomoe.errors import DataError
 
@@ -25,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _ROWS_FILE = "rows.arrow"
 _REPORT_FILE = "report.json"
+_GAPS_FILE = "gaps.npy"
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ class RawFiles:
         paths (Sequence[Path]): the files, in order.
         raw_format (RawFormat): how they are written.
         on_bad_row (str): ``"raise"`` or ``"skip"``.
+        labelled (bool): whether they have a column of labels.
     """
 
     split: str
     paths: Sequence[Path]
     raw_format: RawFormat
     on_bad_row: str
+    labelled: bool = True
 
     def parsed(
         self, schema: SchemaConfig, bad_rows: BadRows, task: str, progress: bool
@@ -55,18 +61,26 @@ class RawFiles:
             progress (bool): whether there is one, by bytes read.
 
         Yields:
-            ParsedRows: in the order of files and rows.
+            ParsedRows: in the order of files and rows; their positions are over all files.
         """
+        columns = schema.columns
+        if not self.labelled:  # groups serve a metric alone
+            schema = dataclasses.replace(schema, group=None)
+            columns = [name for name in schema.columns if name != schema.label]
         size = sum(path.stat().st_size for path in self.paths)
         bar = tqdm(
             total=size, desc=f"{task} {self.split}", unit="B", unit_scale=True, disable=not progress
         )
+        kept = 0
         with bar:
             for path in self.paths:
+                before = kept + bad_rows.counts.total()
                 for chunk in read_chunks(
-                    path, schema.columns, self.raw_format, bad_rows, bar.update
+                    path, columns, self.raw_format, bad_rows, bar.update, self.labelled
                 ):
-                    yield parse_rows(chunk, schema, bad_rows)
+                    rows = parse_rows(chunk, schema, bad_rows)
+                    kept += len(rows.labels)
+                    yield dataclasses.replace(rows, positions=rows.positions + before)
 
     def names(self) -> str:
         """The files as a message shows them."""
@@ -87,10 +101,13 @@ class EncodedSplit:
     Args:
         store (ArrowStore): its rows.
         skipped (dict[str, int]): rows left out, by reason.
+        gaps (Int64Array): the 0-based data rows, over all files, that were left out before the last
+            one that is there; ascending.
     """
 
     store: ArrowStore
     skipped: dict[str, int]
+    gaps: Int64Array
 
 
 def find_raw_files(config: DataConfig, split: str) -> RawFiles:
@@ -155,7 +172,8 @@ def encode_cached(
         bad_rows = BadRows(files.on_bad_row)
         parsed = files.parsed(encoder.schema, bad_rows, "Encoding", progress)
         bags = [column.name for column in encoder.schema.multi_valued]
-        batches = (to_record_batch(encoder.encode(rows), bags) for rows in parsed)
+        gaps = Gaps()
+        batches = (to_record_batch(encoder.encode(rows), bags) for rows in gaps.noted(parsed))
         rows = write_store(folder / _ROWS_FILE, batches)
         skipped = dict(bad_rows.counts)
         if not rows:
@@ -164,10 +182,13 @@ def encode_cached(
         if skipped:
             logger.warning("data.%s: rows left out: %s", files.split, _listed(skipped))
         (folder / _REPORT_FILE).write_text(json.dumps(skipped))
+        np.save(folder / _GAPS_FILE, gaps.positions)
 
-    folder = build_once(root / "rows" / key_of(encoder.digest(), files.key(root)), build)
+    # Rows without labels must not pass for those of a split that needs them.
+    key = key_of(_GAPS_FILE, encoder.digest(), files.key(root), files.labelled)
+    folder = build_once(root / "rows" / key, build)
     skipped = json.loads((folder / _REPORT_FILE).read_text())
-    return EncodedSplit(ArrowStore(folder / _ROWS_FILE), skipped)
+    return EncodedSplit(ArrowStore(folder / _ROWS_FILE), skipped, np.load(folder / _GAPS_FILE))
 
 
 def _listed(skipped: dict[str, int]) -> str:

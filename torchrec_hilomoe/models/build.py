@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic_core import PydanticSerializationError
 from torch import nn
 from torchrec.models.dlrm import DenseArch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from torchrec_hilomoe.config import STRICT, parse_config
+from torchrec_hilomoe.config import STRICT, parse_config, unknown_key
 from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.models.contract import check_interaction
 from torchrec_hilomoe.models.dlrm import InteractionDLRM
 from torchrec_hilomoe.models.ensemble import EnsembleInteractionArch, EnsembleOverArch
 from torchrec_hilomoe.models.over_arch import OverArch
@@ -74,22 +76,35 @@ def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
         ModelConfig: with ``interaction`` filled.
 
     Raises:
-        ConfigError: an unknown name or key, or a value that does not fit.
+        ConfigError: an unknown name or key, a value that does not fit, or one that a checkpoint
+            cannot hold.
 
     Example:
         >>> config = parse_model_config({"name": "dcn", "embedding_dim": 8, "num_layers": 2})
         >>> config.interaction
         DCNOptions(num_layers=2, low_rank_dim=64)
     """
+    config = _parse(values)
+    saved = model_config_dict(config)
+    try:
+        _parse(saved)
+    except ConfigError as error:
+        raise ConfigError(
+            f"model.name={config.name}: a checkpoint cannot hold its options, which are not read "
+            f"back from JSON: {error}"
+        ) from None
+    return config
+
+
+def _parse(values: Mapping[str, Any]) -> ModelConfig:
     name = str(values.get("name", ModelConfig.name))
     entry = get_interaction(name)
     common = {f.name for f in dataclasses.fields(ModelConfig)} - {"interaction"}
-    own = {f.name for f in dataclasses.fields(entry.config)}
+    own = {f.name for f in dataclasses.fields(entry.config) if f.init}
     unknown = sorted(set(values) - common - own)
     if unknown:
         raise ConfigError(
-            f"model.{unknown[0]}: unknown key for model.name={name}. "
-            f"Known keys: {', '.join(sorted(common | own))}"
+            unknown_key(f"model.{unknown[0]}", sorted(common | own), f" for model.name={name}")
         )
     config = parse_config(ModelConfig, {k: values[k] for k in common & set(values)}, "model")
     config.interaction = parse_config(
@@ -105,10 +120,30 @@ def model_config_dict(config: ModelConfig) -> dict[str, Any]:
         config (ModelConfig): a configuration.
 
     Returns:
-        dict[str, Any]: plain values.
+        dict[str, Any]: values as JSON holds them; of an Enum its value, of a Path its text.
+
+    Raises:
+        ConfigError: JSON cannot hold an option.
     """
-    values = dataclasses.asdict(config)
-    return values | values.pop("interaction")
+    values = _plain(dataclasses.replace(config, interaction=None))
+    del values["interaction"]
+    return values | _plain(config.interaction)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The fields of a config dataclass that it is made from, as JSON holds them."""
+    adapter = TypeAdapter(type(config))
+    values: dict[str, Any] = {}
+    for name in (f.name for f in dataclasses.fields(config) if f.init):
+        try:
+            values |= adapter.dump_python(config, mode="json", include={name}, warnings=False)
+        except PydanticSerializationError as error:
+            raise ConfigError(
+                f"model.{name}: a checkpoint cannot hold {getattr(config, name)!r} ({error}); give "
+                "the option a type that pydantic writes as JSON, such as numbers, text, Enum or "
+                "Path"
+            ) from None
+    return values
 
 
 def build_model(
@@ -129,7 +164,8 @@ def build_model(
         InteractionDLRM: the model.
 
     Raises:
-        ConfigError: an option does not fit the data.
+        ConfigError: an option does not fit the data, or a builder of a third party does not return
+            what it promises.
     """
     num_sparse = sum(
         len(table.feature_names) for table in embedding_bag_collection.embedding_bag_configs()
@@ -151,7 +187,8 @@ def build_model(
 
 def _build_member(config: ModelConfig, context: InteractionContext) -> tuple[nn.Module, nn.Module]:
     """Interaction and over arch."""
-    interaction = get_interaction(config.name).build(context, config.interaction)
+    built = get_interaction(config.name).build(context, config.interaction)
+    interaction = check_interaction(config.name, built, context)
     over_arch = OverArch(
         interaction.out_features,
         [*config.over_arch_layer_sizes, 1],

@@ -64,7 +64,8 @@ class Predictions:
                 (normalised entropy: log loss over that of always predicting the mean label),
                 ``calibration`` (mean prediction over mean label), ``samples``, and ``gauc`` where
                 groups were given: the AUC within each group that has both classes, weighted by
-                its samples. All but ``samples`` are None if a logit is not finite.
+                its samples. All but ``samples`` are None if a logit is not finite or the labels are
+                not known (NaN).
         """
         logits = _gather(torch.cat(self._logits) if self._logits else torch.empty(0))
         labels = _gather(torch.cat(self._labels) if self._labels else torch.empty(0))
@@ -74,7 +75,7 @@ class Predictions:
         broken = int((~logits.isfinite()).sum())
         if broken and is_main_rank():
             logger.warning("%d of %d predictions are not finite", broken, labels.numel())
-        if broken or labels.numel() == 0:
+        if broken or labels.numel() == 0 or labels.isnan().any():
             return metrics
         mean = labels.double().mean().item()
         both = 0.0 < mean < 1.0

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from pydantic_core import to_jsonable_python
 from torch import distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
@@ -28,7 +29,7 @@ from torchrec_hilomoe.models import (
     model_config_dict,
     parse_model_config,
 )
-from torchrec_hilomoe.training.checkpoint import RunCheckpoints, warm_start
+from torchrec_hilomoe.training.checkpoint import RunCheckpoints, check_named, warm_start
 from torchrec_hilomoe.training.config import (
     CheckpointConfig,
     OptimizerConfig,
@@ -142,6 +143,7 @@ def train(config: RunConfig, on_start: Callable[[], None] = lambda: None) -> dic
     device = init_process_group()
     set_timeout(timedelta(minutes=config.training.timeout_minutes))
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    check_named(config.output_dir / "checkpoints", config.checkpoint)
     data = agree(
         lambda: open_data(
             config.data, rank=rank, world_size=world_size, seed=config.seed, progress=rank == 0
@@ -262,7 +264,7 @@ def _plain(config: RunConfig, data: DataSource) -> dict[str, Any]:
         "encoder": data.encoder_digest,
         "rows": data.report["rows"],
     }
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    plain: dict[str, Any] = to_jsonable_python(values)
     return plain
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from torch import distributed as dist
 
 from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.data import open_encoded
+from torchrec_hilomoe.data.rows import Int64Array
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training.checkpoint import (
     load_model,
@@ -31,13 +33,16 @@ from torchrec_hilomoe.training.evaluation import predict
 from torchrec_hilomoe.training.metrics import Predictions
 from torchrec_hilomoe.training.run import build_sharded
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class ScoreDataConfig:
     """The file to score.
 
     Attributes:
-        test (str | list[str]): raw file, folder or glob, in the format of the training files.
+        test (str | list[str]): raw file, folder or glob, in the format of the training files; the
+            label, and then also the group, may be left out.
         batch_size (int): global batch size.
         on_bad_row (str): ``raise`` or ``skip``.
         cache_dir (str | None): of the encoded file; None for the default.
@@ -58,8 +63,10 @@ class ScoreConfig:
     Attributes:
         checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/best``.
         data (ScoreDataConfig): the file to score.
-        predictions (Path | None): Parquet file to write: ``label`` and ``prediction``
-            (probability of a click) for each row that was not skipped, in the file's order.
+        predictions (Path | None): Parquet file to write, with a row for each one that was not
+            skipped, in the order of the files: ``row`` (its 0-based place over all files, skipped
+            rows counted, header and blank lines not), ``label`` (null without labels) and
+            ``prediction`` (probability of a click). Required where there are no labels.
         sharding (ShardingConfig): how the tables are spread.
     """
 
@@ -80,8 +87,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         config (ScoreConfig): the same on every rank.
 
     Returns:
-        dict[str, Any]: ``auc``, ``logloss``, ``samples`` and the other metrics; ``skipped``, how
-        many bad rows were left out, by reason.
+        dict[str, Any]: ``auc``, ``logloss``, ``samples`` and the other metrics, None but for
+        ``samples`` without labels; ``skipped``, how many bad rows were left out, by reason.
 
     Raises:
         HiLoMoEError: checkpoint or file cannot be used; raised on every rank.
@@ -98,11 +105,14 @@ def score(config: ScoreConfig) -> dict[str, Any]:
             rank=rank,
             world_size=world_size,
             on_bad_row=config.data.on_bad_row,
+            need_labels=config.predictions is None,
             cache_dir=config.data.cache_dir,
             progress=rank == 0,
         ),
         PREPARATION_TIMEOUT,
     )
+    if is_main_rank() and not data.has_labels("test"):
+        logger.warning("data.test has no labels: predictions are written, metrics are null")
     model = build_sharded(
         info.model, info.features, config.sharding, TableOptimizerConfig(), seed=0, device=device
     )
@@ -110,17 +120,18 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     predictions = predict(model, data.loader("test"), device)
     metrics = predictions.compute()
     if config.predictions is not None:
-        write_predictions(config.predictions, predictions)
+        write_predictions(config.predictions, predictions, data.positions("test"))
     return metrics | {"skipped": data.report["skipped"].get("test", {})}
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Writes label and probability of each row that was scored, in the order of the scored file.
+def write_predictions(path: Path, predictions: Predictions, positions: Int64Array) -> None:
+    """Writes place, label and probability of each row that was scored, in the order of the files.
 
     Args:
         path (Path): Parquet file, written by rank 0. Every rank must call it.
         predictions (Predictions): of all batches. Each rank scored its contiguous share of each
             global batch, so the shares are put together batch by batch.
+        positions (Int64Array): from `DataSource.positions`.
     """
     shares: list[Any] = [None] * dist.get_world_size()
     dist.gather_object(predictions.batches(), shares if is_main_rank() else None)
@@ -131,7 +142,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         batches = [share for batch in zip(*shares, strict=True) for share in batch]
         logits, labels = (torch.cat(column) for column in zip(*batches, strict=True))
         table = pa.table(
-            {"label": labels.numpy(), "prediction": logits.double().sigmoid().float().numpy()}
+            {
+                "row": positions,
+                "label": pa.array(labels.numpy(), from_pandas=True),  # NaN is null
+                "prediction": logits.double().sigmoid().float().numpy(),
+            }
         )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def make_tables(features: FeatureSpec, embedding_dim: int) -> EmbeddingBagCollec
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
-                name=f"t_{feature.name}",
+                name=table_name(feature.name),
                 embedding_dim=embedding_dim,
                 num_embeddings=feature.num_embeddings,
                 feature_names=[feature.name],
@@ -41,6 +41,25 @@ def make_tables(features: FeatureSpec, embedding_dim: int) -> EmbeddingBagCollec
         ],
         device=torch.device("meta"),
     )
+
+
+def table_name(feature: str) -> str:
+    """The name of a feature's table, another one for each feature.
+
+    Args:
+        feature (str): any name.
+
+    Returns:
+        str: without dots, which torch refuses in names of modules.
+
+    Example:
+        >>> table_name("user"), table_name("user.id")
+        ('t_user', 'dotted_user%2Eid')
+    """
+    if "." not in feature:
+        return f"t_{feature}"
+    escaped = feature.replace("%", "%25").replace(".", "%2E")
+    return f"dotted_{escaped}"  # an own prefix: a column may be named user%2Eid, too
 
 
 @torch.no_grad()

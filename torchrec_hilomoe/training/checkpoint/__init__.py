@@ -7,7 +7,7 @@ from torchrec_hilomoe.training.checkpoint.description import (
     read_run,
 )
 from torchrec_hilomoe.training.checkpoint.folder import CheckpointFolder
-from torchrec_hilomoe.training.checkpoint.resume import verify_on_all_ranks
+from torchrec_hilomoe.training.checkpoint.resume import check_named, verify_on_all_ranks
 from torchrec_hilomoe.training.checkpoint.run_checkpoints import RunCheckpoints
 from torchrec_hilomoe.training.checkpoint.state import load_model
 from torchrec_hilomoe.training.checkpoint.warm_start import warm_start
@@ -17,6 +17,7 @@ __all__ = [
     "CheckpointInfo",
     "RunCheckpoints",
     "RunInfo",
+    "check_named",
     "load_model",
     "read_info",
     "read_run",

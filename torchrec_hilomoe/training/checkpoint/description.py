@@ -73,6 +73,20 @@ def write_info(checkpoint: Path, model: ModelConfig, features: FeatureSpec, expe
     (checkpoint / _MODEL_FILE).write_text(json.dumps(content, indent=2))
 
 
+def check_description(checkpoint: Path, key: str) -> None:
+    """Checks that there is a checkpoint at a path: it describes its model and its run.
+
+    Args:
+        checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/best``.
+        key (str): the configuration key that names it, for messages.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    _read(checkpoint, _MODEL_FILE, "model", "features", key=key)
+    _read(checkpoint, _RUN_FILE, "config", "world_size", "progress", key=key)
+
+
 def read_info(checkpoint: Path) -> CheckpointInfo:
     """Reads what model a checkpoint holds.
 
@@ -131,14 +145,14 @@ def read_run(checkpoint: Path) -> RunInfo:
     )
 
 
-def _read(checkpoint: Path, name: str, *keys: str) -> dict[str, Any]:
+def _read(checkpoint: Path, name: str, *required: str, key: str = "checkpoint") -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((checkpoint / name).read_text())
-        if missing := [key for key in keys if key not in content]:
+        if missing := [entry for entry in required if entry not in content]:
             raise ValueError(f"{name} lacks {', '.join(missing)}")
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"checkpoint: {checkpoint} is no checkpoint of this library ({error}); name a folder "
-            "such as OUTPUT_DIR/checkpoints/best"
+            f"{key}={checkpoint}: is no checkpoint of this library ({error}); name a folder such "
+            "as OUTPUT_DIR/checkpoints/best"
         ) from None
     return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,15 @@ from typing import Any
 from torch import distributed as dist
 
 from torchrec_hilomoe.errors import CheckpointError, ConfigError
-from torchrec_hilomoe.training.checkpoint.description import RunInfo, read_run
+from torchrec_hilomoe.training.checkpoint.description import (
+    RunInfo,
+    check_description,
+    read_run,
+)
 from torchrec_hilomoe.training.checkpoint.folder import checkpoints_in
 from torchrec_hilomoe.training.checkpoint.integrity import verify
-from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank
+from torchrec_hilomoe.training.config import CheckpointConfig
+from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank, once_per_launch
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +29,38 @@ _FREE = ("checkpoint", "sharding", "output_dir", "data.cache_dir", "data.num_wor
 # Without these the saved position means nothing.
 _FIXED = ("model", "seed", "features", "encoder", "rows.train", "data.batch_size", "data.shuffle",
           "data.shuffle_buffer")  # fmt: skip
+
+
+def launch_id() -> str:
+    """Tells launches apart, as `RunInfo.launch`; restarts by torchrun are the same one."""
+    return once_per_launch("launch", uuid.uuid4().hex)
+
+
+def check_named(folder: Path, config: CheckpointConfig) -> None:
+    """Refuses paths in the configuration that are no checkpoints. Every rank must call it.
+
+    It takes a moment and needs no data, to come before everything that takes long. Where the run
+    may go on from a checkpoint of its own, they are not looked for: what a run has started from may
+    be gone by then.
+
+    Args:
+        folder (Path): the run's checkpoints.
+        config (CheckpointConfig): what the run starts from.
+
+    Raises:
+        ConfigError: names the key and the path; raised on every rank.
+    """
+    launch = launch_id()
+    if broadcast(bool(_own(folder, config.resume, launch)) if is_main_rank() else False):
+        return
+
+    def check() -> None:
+        if config.resume not in ("auto", "never"):
+            check_description(Path(config.resume), "checkpoint.resume")
+        elif config.warm_start is not None:
+            check_description(config.warm_start, "checkpoint.warm_start")
+
+    agree(check)
 
 
 def resume_point(folder: Path, run: Mapping[str, Any], launch: str) -> Path | None:
@@ -67,11 +105,19 @@ def resume_point(folder: Path, run: Mapping[str, Any], launch: str) -> Path | No
 
 
 def _candidates(folder: Path, run: Mapping[str, Any], launch: str) -> list[Path]:
-    """Under ``auto`` all in the folder, else those that the run wrote; oldest first.
+    """What the run may go on from without being told, oldest first."""
+    resume = run["checkpoint"]["resume"]
+    own = _own(folder, resume, launch)
+    if resume == "auto":
+        return own
+    return [path for path in own if not _changes(read_run(path).config, run)]
+
+
+def _own(folder: Path, resume: str, launch: str) -> list[Path]:
+    """Under ``auto`` all in the folder, else those of runs that were started alike; oldest first.
 
     A path inside of the folder is gone on from by what came after it alone.
     """
-    resume = run["checkpoint"]["resume"]
 
     def own(checkpoint: Path) -> bool:
         try:
@@ -79,7 +125,6 @@ def _candidates(folder: Path, run: Mapping[str, Any], launch: str) -> list[Path]
         except ConfigError:
             return False  # damaged
         same = dict(_flat(saved.config)).get("checkpoint.resume") == resume
-        same = same and not _changes(saved.config, run)
         return same and (resume != "never" or saved.launch == launch)
 
     found = checkpoints_in(folder)

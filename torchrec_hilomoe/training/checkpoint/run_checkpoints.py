@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,13 @@ from torchrec_hilomoe.training.checkpoint.description import (
 from torchrec_hilomoe.training.checkpoint.folder import CheckpointFolder
 from torchrec_hilomoe.training.checkpoint.resume import (
     check_same_run,
+    launch_id,
     resume_point,
     verify_on_all_ranks,
 )
 from torchrec_hilomoe.training.checkpoint.state import load_model, load_training, save_tensors
 from torchrec_hilomoe.training.config import CheckpointConfig
-from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank, once_per_launch
+from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank
 from torchrec_hilomoe.training.optimizers import StageOptimizer
 from torchrec_hilomoe.training.progress import Progress
 
@@ -71,7 +71,7 @@ class RunCheckpoints:
         self._data = data
         self._run = dict(run)
         self.resumed: RunInfo | None = None
-        self._launch = once_per_launch("launch", uuid.uuid4().hex)
+        self._launch = launch_id()
         self._source = source = resume_point(folder, run, self._launch)
         if source is not None:
             self.resumed = saved = agree(lambda: read_run(source))

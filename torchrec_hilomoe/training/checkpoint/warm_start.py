@@ -33,7 +33,10 @@ def warm_start(model: DistributedModelParallel, checkpoint: Path, strict: bool =
     Raises:
         CheckpointError: it is damaged, or does not fit under ``strict``.
     """
-    verify_on_all_ranks(checkpoint)
+    try:
+        verify_on_all_ranks(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint.warm_start={checkpoint}: {error}") from None
     saved = agree(lambda: read_metadata(checkpoint / WEIGHTS)).state_dict_metadata
     shapes = {
         name.removeprefix(_PREFIX): tuple(tensor.size)
@@ -51,7 +54,7 @@ def warm_start(model: DistributedModelParallel, checkpoint: Path, strict: bool =
             problems.append(f"{name}: {shapes[name]} there, {tuple(own[name].shape)} here")
     if problems and strict:
         raise CheckpointError(
-            f"checkpoint.warm_start: {checkpoint} does not fit the model: {'; '.join(problems)}. "
+            f"checkpoint.warm_start={checkpoint}: does not fit the model: {'; '.join(problems)}. "
             "Load what fits with checkpoint.strict=false"
         )
     if problems and is_main_rank():

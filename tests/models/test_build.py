@@ -1,0 +1,96 @@
+"""From plain values to the options of a model, and back for a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import torch
+from pydantic import BeforeValidator
+
+from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.models import (
+    interaction_names,
+    model_config_dict,
+    parse_model_config,
+    register_interaction,
+)
+
+OWN = interaction_names()
+
+
+def _never_built(context, config):
+    raise NotImplementedError
+
+
+class Kind(enum.Enum):
+    MEAN = "mean"
+    SUM = "sum"
+
+
+@dataclass
+class RichOptions:
+    kind: Kind = Kind.MEAN
+    weights: Path = Path("weights.npy")
+    names: frozenset[str] = frozenset({"a"})
+    sizes: dict[int, float] = field(default_factory=dict)
+    width: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.width = len(self.sizes)
+
+
+def test_options_that_json_does_not_know_are_saved_and_read_back():
+    register_interaction("rich", RichOptions)(_never_built)
+    given = {"name": "rich", "kind": "sum", "weights": "w.npy", "sizes": {1: 2.0}, "dropout": 0.5}
+    config = parse_model_config(given)
+    saved = json.loads(json.dumps(model_config_dict(config)))
+    assert (saved["kind"], saved["weights"]) == ("sum", "w.npy")
+    assert parse_model_config(saved) == config
+    assert config.interaction.width == 1
+
+
+def test_an_option_that_no_checkpoint_can_hold_is_refused_at_the_start():
+    @dataclass
+    class Options:
+        size: int = 3
+        dtype: Any = torch.float16
+
+    register_interaction("half", Options)(_never_built)
+    with pytest.raises(ConfigError, match=r"model\.dtype: .* cannot hold torch\.float16 \(.*dtype"):
+        parse_model_config({"name": "half"})
+
+
+def _only_text(value: Any) -> int:
+    if not isinstance(value, str):
+        raise ValueError("expected text")
+    return len(value)
+
+
+def test_options_that_are_not_read_back_are_refused_at_the_start():
+    @dataclass
+    class Options:
+        size: Annotated[int, BeforeValidator(_only_text)] = 3
+
+    register_interaction("measured", Options)(_never_built)
+    with pytest.raises(ConfigError, match=r"model\.name=measured: .*not read back.* model\.size"):
+        parse_model_config({"name": "measured", "size": "abc"})
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_options_are_saved_as_ever(name):
+    """Checkpoints are compared with the run that goes on from them."""
+    config = parse_model_config({"name": name})
+    flat = dataclasses.asdict(config)
+    flat |= flat.pop("interaction")
+    assert model_config_dict(config) == json.loads(json.dumps(flat))
+
+
+def test_a_close_key_is_suggested():
+    with pytest.raises(ConfigError, match=r"model\.num_layer: .*; did you mean 'num_layers'\?"):
+        parse_model_config({"name": "dcn", "num_layer": 3})
