@@ -51,7 +51,7 @@ def launch(
     init_process_group()
     # Time and chance: two launches may begin within a second.
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(3)}"
-    name = once_per_launch("launch", name)
+    name = once_per_launch("output_name", name)
     OmegaConf.register_new_resolver("launch", lambda: name)
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
