@@ -74,7 +74,7 @@ class StageRun:
             self.model,
             self.config.optimizer,
             self._stage,
-            self.config.training.gradient_clip_norm,
+            gradient_clip_norm=self.config.training.gradient_clip_norm,
         )
 
     def train(self, steps: int) -> list[Clock]:

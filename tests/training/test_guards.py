@@ -45,9 +45,7 @@ def _fused_state(model) -> dict[str, torch.Tensor]:
 def _train(model, batches, policy, folder, tables=FUSED, nan_of=None):
     stage = StageConfig(batches=1)
     enter_stage(model, stage)
-    optimizer = StageOptimizer(
-        model, OptimizerConfig(tables=tables), stage, tables is DENSE, gradient_clip_norm=None
-    )
+    optimizer = StageOptimizer(model, OptimizerConfig(tables=tables), stage)
     progress = Progress()
     pipeline = GuardedPipeline(model, optimizer, NonFiniteGuard(policy, folder, progress))
     core = core_model(model)
@@ -140,7 +138,7 @@ def test_an_ensemble_learns_in_a_pipeline_as_by_hand(make_model, make_batch, tmp
     model, stage = make_model(FUSED, ensemble_size=2), StageConfig(batches=1)
     before = _weights(model)
     enter_stage(model, stage)
-    optimizer = StageOptimizer(model, OptimizerConfig(tables=FUSED), stage, False, None)
+    optimizer = StageOptimizer(model, OptimizerConfig(tables=FUSED), stage)
     for batch in batches:
         optimizer.zero_grad()
         model(batch)[0].backward()

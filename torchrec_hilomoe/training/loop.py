@@ -139,7 +139,7 @@ class Trainer:
             self._model,
             self._optimizers,
             stage,
-            self._config.gradient_clip_norm,
+            gradient_clip_norm=self._config.gradient_clip_norm,
         )
         if self._to_restore:
             self._checkpoints.restore(self._model, optimizer)

@@ -127,6 +127,7 @@ class StageOptimizer:
         model: DistributedModelParallel,
         config: OptimizerConfig,
         stage: StageConfig,
+        *,
         gradient_clip_norm: float | None = None,
     ) -> None:
         self.factor = 1.0
