@@ -35,7 +35,10 @@ def export_model(model: FlatInputs) -> torch.export.ExportedProgram:
     parameter = next(model.parameters(), torch.empty(0))
     auto = {0: torch.export.Dim.AUTO}
     # Otherwise torch.export takes it that a batch is never one sample.
-    with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    oblivious = torch.fx.experimental._config.patch(  # type: ignore[attr-defined]
+        backed_size_oblivious=True
+    )
+    with torch.no_grad(), oblivious:
         return torch.export.export(
             model,
             _example(model, parameter.device),

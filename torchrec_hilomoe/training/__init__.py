@@ -17,6 +17,7 @@ from torchrec_hilomoe.training.distributed import (
     once_per_launch,
     shutdown,
 )
+from torchrec_hilomoe.training.evaluation import predict
 from torchrec_hilomoe.training.interruption import TrainingInterrupted
 from torchrec_hilomoe.training.loop import Trainer
 from torchrec_hilomoe.training.metrics import Predictions, grouped_auc
@@ -55,6 +56,7 @@ __all__ = [
     "once_per_launch",
     "parse_run_config",
     "part_parameters",
+    "predict",
     "score",
     "shard_model",
     "shutdown",

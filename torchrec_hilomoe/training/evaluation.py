@@ -6,18 +6,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from torchrec.datasets.utils import Batch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
 from torchrec_hilomoe.analysis import ExpertUsage
-from torchrec_hilomoe.data import CTRBatch
 from torchrec_hilomoe.training.metrics import Predictions
 from torchrec_hilomoe.training.optimizers import fused_modules
 
 
 def predict(
     model: DistributedModelParallel,
-    batches: Iterable[CTRBatch],
+    batches: Iterable[Batch],
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
     usage: ExpertUsage | None = None,
@@ -27,7 +27,8 @@ def predict(
     Args:
         model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`; no pipeline attached.
             It is left in eval mode, with its optimizers as they were.
-        batches (Iterable[CTRBatch]): rows with label -1 are padding and are dropped.
+        batches (Iterable[Batch]): TorchRec's, or a `CTRBatch`, whose groups are counted; rows with
+            label -1 are padding and are dropped.
         device (torch.device): this rank's device.
         stop (Callable[[], bool]): asked after each batch, whether to leave out the rest; the
             answer must be the same on every rank.
@@ -40,9 +41,9 @@ def predict(
     predictions = Predictions()
     groups: deque[torch.Tensor | None] = deque()
 
-    def noting_groups() -> Iterator[CTRBatch]:
+    def noting_groups() -> Iterator[Batch]:
         for batch in batches:
-            groups.append(batch.group)
+            groups.append(getattr(batch, "group", None))
             yield batch
 
     counters = [
