@@ -53,11 +53,13 @@ def test_label_and_group_are_not_read(encoder):
     assert encoder.columns == ["price", "user", "item", "tags"]
 
 
-def test_a_missing_column_is_named(encoder):
-    with pytest.raises(
-        DataError, match="no column 'item', 'tags'; the model reads 'price', 'user'"
-    ):
+def test_columns_that_are_missing_or_there_twice_are_named(encoder):
+    with pytest.raises(DataError, match="missing or there twice: 'item', 'tags'; the model reads"):
         encoder.encode(pa.RecordBatch.from_pylist([{"price": 1.0, "user": "u3"}]))
+    columns = [*one_row().columns, pa.array([7])]
+    twice = pa.RecordBatch.from_arrays(columns, names=[*ROW, "item"])
+    with pytest.raises(DataError, match="there twice: 'item'; the model reads"):
+        encoder.encode(twice)
 
 
 def test_a_value_that_is_no_number_is_named(encoder):

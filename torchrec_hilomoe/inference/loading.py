@@ -38,10 +38,10 @@ def load_for_serving(checkpoint: Path, device: torch.device | None = None) -> Fl
     device = device or torch.device("cpu")
     tables = make_tables(info.features, info.model.table_dim).to_empty(device=device)
     model = build_model(info.model, tables, len(info.features.dense), device)
-    # The names in a checkpoint are those of the train wrapper.
-    load_tensors(
-        {"model": DLRM_HiLoMoETrain(model).state_dict()}, checkpoint / WEIGHTS, no_dist=True
-    )
+    train_model = DLRM_HiLoMoETrain(model)  # the names in a checkpoint are its
+    state = {"model": train_model.state_dict()}
+    load_tensors(state, checkpoint / WEIGHTS, no_dist=True)
+    train_model.load_state_dict(state["model"])
     set_experts_enabled(model, info.experts)
     keys = [feature.name for feature in info.features.sparse]
     return FlatInputs(model, keys, len(info.features.dense)).eval().requires_grad_(False)

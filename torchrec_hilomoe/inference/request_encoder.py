@@ -24,6 +24,8 @@ _SOURCE = Path("request")  # in the place of a file's path, in messages
 class RequestEncoder:
     """Encodes rows as the training rows were: vocabularies, hashing, transforms, missing values.
 
+    Reads the checkpoint's small files alone; `load_for_serving` verifies them with all others.
+
     Args:
         checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/best``.
 
@@ -59,13 +61,15 @@ class RequestEncoder:
             Request: for `FlatInputs`, on the CPU.
 
         Raises:
-            DataError: a column is missing or holds what cannot be used, or there are no rows.
+            DataError: a column is missing, is there twice or holds what cannot be used, or there
+                are no rows.
         """
-        missing = [name for name in self.columns if name not in rows.schema.names]
-        if missing:
+        wrong = [name for name in self.columns if rows.schema.names.count(name) != 1]
+        if wrong:
             raise DataError(
-                f"{_SOURCE}: no column {', '.join(map(repr, missing))}; the model reads "
-                f"{', '.join(map(repr, self.columns))}, null where a value is missing"
+                f"{_SOURCE}: missing or there twice: {', '.join(map(repr, wrong))}; the model "
+                f"reads the columns {', '.join(map(repr, self.columns))}, null where a value is "
+                "missing"
             )
         if not rows.num_rows:
             raise DataError(f"{_SOURCE}: has no rows, and a model takes at least one")
