@@ -47,15 +47,15 @@ class RequestEncoder:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of a row."""
+        """The columns of a row: those of the features."""
         return self._schema.columns[1:]
 
     def encode(self, rows: pa.RecordBatch) -> Request:
         """Encodes the rows of one request.
 
         Args:
-            rows (pa.RecordBatch): B rows with the columns of the training data but label and
-                group; null where a value is missing. Other columns are not read.
+            rows (pa.RecordBatch): B rows with the `columns`, null where a value is missing.
+                Others, label and group among them, are not read.
 
         Returns:
             Request: for `FlatInputs`, on the CPU.
