@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 from runs import run_config
-from serving_forms import Form, Request, serving_forms
+from serving_forms import Form, serving_forms
 from timing import keep_freed_memory
-from torch import nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from torchrec_hilomoe.data import FeatureSpec, SparseFeature
+from torchrec_hilomoe.inference import FlatInputs, Request
 from torchrec_hilomoe.models import ModelConfig, build_model
 from torchrec_hilomoe.training import init_tables, make_tables
 
@@ -48,9 +47,8 @@ def main() -> None:
     rows = []
     for name in args.models.split(","):
         model = serving_model(run_config(name, args.overrides).model)
-        keys = [feature.name for feature in FEATURES.sparse]
         with torch.inference_mode():
-            forms = serving_forms(model, keys, random_request(3), inductor=not args.quick)
+            forms = serving_forms(model, inductor=not args.quick)
             differences = logit_differences(forms, random_request(512, seed=1))
             latencies = {
                 size: latency(forms, size, rounds // 10 if args.quick else rounds)
@@ -66,17 +64,17 @@ def main() -> None:
         args.json.write_text(json.dumps({"serving": rows, "machine": machine}, indent=1))
 
 
-def serving_model(config: ModelConfig) -> nn.Module:
+def serving_model(config: ModelConfig) -> FlatInputs:
     """An unsharded model of random weights whose experts are not silent."""
     torch.manual_seed(0)
-    on_meta = make_tables(FEATURES, config.table_dim)
-    tables = EmbeddingBagCollection(on_meta.embedding_bag_configs(), device=torch.device("cpu"))
-    model = build_model(config, tables, len(FEATURES.dense)).eval()
+    tables = make_tables(FEATURES, config.table_dim).to_empty(device="cpu")
+    model = build_model(config, tables, len(FEATURES.dense))
     init_tables(model, seed=0, std=0.1)
     for name, parameter in model.named_parameters():
         if name.endswith("expert_u"):
-            nn.init.normal_(parameter, std=0.1)
-    return model
+            torch.nn.init.normal_(parameter, std=0.1)
+    keys = [feature.name for feature in FEATURES.sparse]
+    return FlatInputs(model, keys, len(FEATURES.dense)).eval()
 
 
 def random_request(samples: int, seed: int = 0) -> Request:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,54 +12,37 @@ import torch
 from torch import Tensor, nn
 from torchrec.fx import symbolic_trace
 from torchrec.inference.modules import quantize_inference_model
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-Request = tuple[Tensor, Tensor, Tensor]  # dense [B, num_dense], values [N], lengths [F * B]
+from torchrec_hilomoe.inference import FlatInputs, export_model
+
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class FlatInputs(nn.Module):
-    """Takes tensors alone, for runtimes that know of no ``KeyedJaggedTensor``.
-
-    Args:
-        model (nn.Module): ``(dense_features, sparse_features) -> logits``.
-        keys (Sequence[str]): of the sparse features, in the order of the tables.
-    """
-
-    def __init__(self, model: nn.Module, keys: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.keys = model, list(keys)
-
-    def forward(self, dense: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
-        """``[B, num_dense]``, ids and bag lengths, feature by feature, to logits ``[B, 1]``."""
-        return self.model(dense, KeyedJaggedTensor(self.keys, values, lengths=lengths))
-
-
-def serving_forms(
-    model: nn.Module, keys: Sequence[str], example: Request, inductor: bool
-) -> dict[str, Form]:
+def serving_forms(flat: FlatInputs, inductor: bool) -> dict[str, Form]:
     """Makes the forms.
 
     Args:
-        model (nn.Module): unsharded, in evaluation mode.
-        keys (Sequence[str]): of the sparse features.
-        example (Request): of at least two samples, to trace with.
+        flat (FlatInputs): around an unsharded model, in evaluation mode.
         inductor (bool): also those that a C++ compiler has to build, for a minute each.
 
     Returns:
         dict[str, Form]: by name; ``eager`` comes first.
     """
-    int8 = quantize_inference_model(copy.deepcopy(model), quantization_dtype=torch.qint8)
+
+    def with_inputs(model: nn.Module) -> FlatInputs:
+        return FlatInputs(model, flat.keys, flat.num_dense)
+
+    int8 = quantize_inference_model(copy.deepcopy(flat.model), quantization_dtype=torch.qint8)
     forms: dict[str, Form] = {
-        "eager": FlatInputs(model, keys),
-        "scripted": FlatInputs(_scripted(model), keys),
-        "exported": _exported(model, keys, example).module(),
-        "int8 tables": FlatInputs(int8, keys),
-        "int8 tables, scripted": FlatInputs(_scripted(copy.deepcopy(int8)), keys),
+        "eager": flat,
+        "scripted": with_inputs(_scripted(flat.model)),
+        "exported": export_model(flat).module(),
+        "int8 tables": with_inputs(int8),
+        "int8 tables, scripted": with_inputs(_scripted(copy.deepcopy(int8))),
     }
     if inductor:
-        forms["compiled"] = FlatInputs(_compiled(model), keys)
-        forms["AOTInductor"] = _ahead_of_time(model, keys, example)
+        forms["compiled"] = with_inputs(_compiled(flat.model))
+        forms["AOTInductor"] = _ahead_of_time(flat)
     return forms
 
 
@@ -68,17 +51,6 @@ def _scripted(model: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.freeze(torch.jit.script(symbolic_trace(model)).eval())
-
-
-def _exported(
-    model: nn.Module, keys: Sequence[str], example: Request
-) -> torch.export.ExportedProgram:
-    auto = {0: torch.export.Dim.AUTO}
-    # Otherwise torch.export takes it that a batch is never one sample.
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
-        return torch.export.export(
-            FlatInputs(model, keys), example, dynamic_shapes=(auto, auto, auto), strict=False
-        )
 
 
 def _compiled(model: nn.Module) -> nn.Module:
@@ -90,10 +62,8 @@ def _compiled(model: nn.Module) -> nn.Module:
     return model
 
 
-def _ahead_of_time(model: nn.Module, keys: Sequence[str], example: Request) -> Form:
+def _ahead_of_time(flat: FlatInputs) -> Form:
     with TemporaryDirectory() as folder:
         package = str(Path(folder) / "model.pt2")
-        torch._inductor.aoti_compile_and_package(
-            _exported(model, keys, example), package_path=package
-        )
+        torch._inductor.aoti_compile_and_package(export_model(flat), package_path=package)
         return torch._inductor.aoti_load_package(package)

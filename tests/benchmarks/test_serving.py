@@ -21,16 +21,14 @@ def make_forms(serving, load, inductor: bool):
     config = load("runs").run_config("hilomoe", ["model.embedding_dim=8"]).model
     model = serving.serving_model(config)
     with torch.inference_mode():
-        return load("serving_forms").serving_forms(
-            model, ["user", "item"], serving.random_request(3), inductor
-        )
+        return load("serving_forms").serving_forms(model, inductor)
 
 
 def test_members_of_an_ensemble_read_their_own_columns(serving, load) -> None:
     overrides = ["model.embedding_dim=8", "model.ensemble_size=2"]
     model = serving.serving_model(load("runs").run_config("dlrm", overrides).model)
-    assert model.sparse_arch.D == 16
-    assert len(model.inter_arch.members) == 2
+    assert model.model.sparse_arch.D == 16
+    assert len(model.model.inter_arch.members) == 2
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Any CTR data set as TorchRec batches, each rank its share."""
 
-from torchrec_hilomoe.data.batch import CTRBatch
+from torchrec_hilomoe.data.batch import CTRBatch, to_batch
 from torchrec_hilomoe.data.config import (
     CategoricalColumn,
     DataConfig,
@@ -9,6 +9,7 @@ from torchrec_hilomoe.data.config import (
     SchemaConfig,
     SyntheticOptions,
 )
+from torchrec_hilomoe.data.encoder import TabularEncoder
 from torchrec_hilomoe.data.features import FeatureSpec, SparseFeature
 from torchrec_hilomoe.data.loader import PADDING_LABEL, BatchLoader
 from torchrec_hilomoe.data.opening import load_encoder, open_data, open_encoded, prepare_data
@@ -27,8 +28,10 @@ __all__ = [
     "SchemaConfig",
     "SparseFeature",
     "SyntheticOptions",
+    "TabularEncoder",
     "load_encoder",
     "open_data",
     "open_encoded",
     "prepare_data",
+    "to_batch",
 ]

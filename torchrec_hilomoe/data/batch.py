@@ -1,11 +1,16 @@
-"""TorchRec's batch with the group of each row."""
+"""TorchRec's batch with the group of each row, and how encoded rows become one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torchrec.datasets.utils import Batch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from torchrec_hilomoe.data.rows import EncodedRows
 
 
 @dataclass
@@ -49,3 +54,29 @@ class CTRBatch(Batch):
             labels=self.labels.pin_memory(),
             group=None if self.group is None else self.group.pin_memory(),
         )
+
+
+def to_batch(rows: EncodedRows, keys: Sequence[str]) -> CTRBatch:
+    """Makes a batch of encoded rows, in their order.
+
+    Args:
+        rows (EncodedRows): B rows; dense features, labels and groups are not copied.
+        keys (Sequence[str]): names of the sparse features, single-valued ones first.
+
+    Returns:
+        CTRBatch: on the CPU.
+    """
+    size = len(rows.labels)
+    ones = np.ones(rows.ids.size, np.int32)
+    values = np.concatenate([rows.ids.T.reshape(-1), *(bags.values for bags in rows.bags)])
+    lengths = np.concatenate([ones, *(bags.lengths for bags in rows.bags)])
+    sparse = KeyedJaggedTensor(
+        keys=list(keys),
+        # FBGEMM looks up int64; fewer bits on disk are widened here once.
+        values=torch.from_numpy(values.astype(np.int64)),
+        lengths=torch.from_numpy(lengths),
+        stride=size,
+        length_per_key=[size] * rows.ids.shape[1] + [len(bags.values) for bags in rows.bags],
+    )
+    group = None if rows.group is None else torch.from_numpy(rows.group)
+    return CTRBatch(torch.from_numpy(rows.dense), sparse, torch.from_numpy(rows.labels), group)

@@ -9,9 +9,8 @@ from itertools import count
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from torchrec import KeyedJaggedTensor
 
-from torchrec_hilomoe.data.batch import CTRBatch
+from torchrec_hilomoe.data.batch import CTRBatch, to_batch
 from torchrec_hilomoe.data.features import FeatureSpec
 from torchrec_hilomoe.data.order import EpochOrder, Shard
 from torchrec_hilomoe.data.rows import CHUNK_ROWS, EncodedRows, Int64Array, RowStore, gather
@@ -142,23 +141,10 @@ class BatchLoader(Iterable[CTRBatch]):
                 yield rows[np.minimum(part, len(rows) - 1)], padding
 
     def _to_batch(self, rows: EncodedRows, padding: int) -> CTRBatch:
-        size = len(rows.labels)
-        labels = torch.from_numpy(rows.labels)
+        batch = to_batch(rows, [feature.name for feature in self._features.sparse])
         if padding:
-            labels[-padding:] = PADDING_LABEL
-        ones = np.ones(rows.ids.size, np.int32)
-        values = np.concatenate([rows.ids.T.reshape(-1), *(bags.values for bags in rows.bags)])
-        lengths = np.concatenate([ones, *(bags.lengths for bags in rows.bags)])
-        sparse = KeyedJaggedTensor(
-            keys=[feature.name for feature in self._features.sparse],
-            # FBGEMM looks up int64; fewer bits on disk are widened here once.
-            values=torch.from_numpy(values.astype(np.int64)),
-            lengths=torch.from_numpy(lengths),
-            stride=size,
-            length_per_key=[size] * rows.ids.shape[1] + [len(bags.values) for bags in rows.bags],
-        )
-        group = None if rows.group is None else torch.from_numpy(rows.group)
-        return CTRBatch(torch.from_numpy(rows.dense), sparse, labels, group)
+            batch.labels[-padding:] = PADDING_LABEL
+        return batch
 
 
 class _WorkerShare(IterableDataset[CTRBatch]):

@@ -54,7 +54,9 @@ class InteractionCatArch(nn.Module):
         Returns:
             torch.Tensor: [B, width].
         """
-        return self.tower(torch.cat((dense_features, sparse_features.flatten(1)), dim=1))
+        # Flattened last: else a part of a split is exported for two samples and more only.
+        features = torch.cat((dense_features.unsqueeze(1), sparse_features), dim=1)
+        return self.tower(features.flatten(1))
 
 
 def _placed(module: nn.Module, context: InteractionContext) -> nn.Module:

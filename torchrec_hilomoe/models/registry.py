@@ -127,7 +127,8 @@ def get_interaction(name: str) -> Entry[Any]:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigError(
             f"model.name: no interaction {name!r}; {hint}Registered: "
-            f"{', '.join(interaction_names())}. Name the module that registers yours in `plugins`."
+            f"{', '.join(interaction_names())}. Import the module that registers yours, or name it "
+            "in `plugins`."
         )
     return _ENTRIES[name]
 

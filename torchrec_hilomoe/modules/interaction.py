@@ -53,5 +53,6 @@ class HiLoMoEInteractionArch(nn.Module):
         Returns:
             Tensor: ``[B, out_features]``.
         """
-        combined = torch.cat((dense_features, sparse_features.flatten(1)), dim=1)  # [B, (F+1)D]
-        return torch.relu(self.linear(combined))
+        # Flattened last: else a part of a split is exported for two samples and more only.
+        features = torch.cat((dense_features.unsqueeze(1), sparse_features), dim=1)
+        return torch.relu(self.linear(features.flatten(1)))  # of [B, (F+1)D]

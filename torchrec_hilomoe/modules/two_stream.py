@@ -198,7 +198,9 @@ class HiLoMoETwoStreamArch(nn.Module):
         if self.dot_products:
             combined = with_dot_products(dense_features, sparse_features, self.padding)
         else:
-            combined = torch.cat((dense_features, sparse_features.flatten(1)), dim=1)  # [B, (F+1)D]
+            # Flattened last: else a part of a split is exported for two samples and more only.
+            features = torch.cat((dense_features.unsqueeze(1), sparse_features), dim=1)
+            combined = features.flatten(1)  # [B, (F+1)D]
         x, y = self.routed_stream(combined), self.plain_stream(combined)
         return torch.cat((x, y, self.fusion(x, y)), dim=1)
 

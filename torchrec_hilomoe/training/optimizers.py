@@ -188,7 +188,7 @@ class StageOptimizer:
         return {part: optimizer.state_dict()["state"] for part, optimizer in self._dense}
 
     def init_state(
-        self, keep: Callable[[str, str], bool]
+        self, keep: Callable[[str, str], bool] = lambda part, name: True
     ) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
         """Makes the state that optimizers otherwise make at their first step, to be loaded into.
 

@@ -7,6 +7,7 @@ from torchrec_hilomoe.training.checkpoint.description import (
     read_run,
 )
 from torchrec_hilomoe.training.checkpoint.folder import CheckpointFolder
+from torchrec_hilomoe.training.checkpoint.integrity import verify
 from torchrec_hilomoe.training.checkpoint.resume import check_named, verify_on_all_ranks
 from torchrec_hilomoe.training.checkpoint.run_checkpoints import RunCheckpoints
 from torchrec_hilomoe.training.checkpoint.state import load_model
@@ -21,6 +22,7 @@ __all__ = [
     "load_model",
     "read_info",
     "read_run",
+    "verify",
     "verify_on_all_ranks",
     "warm_start",
 ]

@@ -106,19 +106,25 @@ class TensorsOnlyPlanner(DefaultLoadPlanner):
         raise CheckpointError(f"{read_item.dest_index.fqn}: is no tensor and is not loaded")
 
 
-def load_tensors(state: dict[str, Any], weights: Path) -> None:
+def load_tensors(state: dict[str, Any], weights: Path, no_dist: bool = False) -> None:
     """Loads the tensors that ``state`` holds, in place. Every rank must call it.
 
     Args:
         state (dict[str, Any]): nested dicts of tensors, sharded or not.
         weights (Path): the DCP folder, written under any world size and plan.
+        no_dist (bool): this process loads for itself, whether or not others do.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape, or cannot be read; raised on
             every rank.
     """
     try:
-        dcp.load(state, storage_reader=SafeReader(weights), planner=TensorsOnlyPlanner())
+        dcp.load(
+            state,
+            storage_reader=SafeReader(weights),
+            planner=TensorsOnlyPlanner(),
+            no_dist=no_dist,
+        )
     except dcp.CheckpointException as error:
         raise CheckpointError(f"{weights}: {first_failure(error)}") from None
 

@@ -1,0 +1,92 @@
+"""A checkpoint serves by itself: no process group, no training data, the same predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import distributed as dist
+from torchrec.inference.modules import quantize_inference_model
+
+from torchrec_hilomoe.errors import CheckpointError, ConfigError
+from torchrec_hilomoe.inference import FlatInputs, flat_tensors, load_for_serving, loading
+from torchrec_hilomoe.models import registry
+from torchrec_hilomoe.training import init_process_group
+from torchrec_hilomoe.training.checkpoint import read_info
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def predict_file(model: FlatInputs, trained) -> torch.Tensor:
+    return model(*flat_tensors(trained.batch())).squeeze(1).sigmoid()
+
+
+@pytest.fixture
+def scored(trained) -> torch.Tensor:
+    """What ``examples/evaluate.py`` writes."""
+    return torch.from_numpy(pq.read_table(trained.predictions)["prediction"].to_numpy())
+
+
+def test_predicts_what_the_training_scores(trained, scored):
+    assert not dist.is_initialized()
+    model = load_for_serving(trained.checkpoint)
+    assert not any(module.training for module in model.modules())
+    torch.testing.assert_close(predict_file(model, trained), scored)
+
+
+def test_loads_inside_of_a_process_group_alone(trained, scored, monkeypatch):
+    init_process_group()
+    try:
+        for name in ("all_gather_object", "broadcast_object_list", "barrier"):
+            monkeypatch.setattr(dist, name, None)
+        model = load_for_serving(trained.checkpoint)
+    finally:
+        monkeypatch.undo()
+        dist.destroy_process_group()
+    torch.testing.assert_close(predict_file(model, trained), scored)
+
+
+def test_experts_take_part_as_the_checkpoint_says(trained, scored, monkeypatch):
+    off = dataclasses.replace(read_info(trained.checkpoint), experts=False)
+    monkeypatch.setattr(loading, "read_info", lambda checkpoint: off)
+    difference = predict_file(load_for_serving(trained.checkpoint), trained) - scored
+    assert difference.abs().max() > 1e-4
+
+
+def test_tables_can_be_quantised(trained, scored):
+    model = load_for_serving(trained.checkpoint)
+    int8 = quantize_inference_model(model.model, quantization_dtype=torch.qint8)
+    served = FlatInputs(int8, model.keys, model.num_dense)
+    torch.testing.assert_close(predict_file(served, trained), scored, atol=0.01, rtol=0)
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(ConfigError, match="is no checkpoint of this library"):
+        load_for_serving(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
+    checkpoint = shutil.copytree(trained.checkpoint, tmp_path / "checkpoint")
+    weights = next(checkpoint.glob("weights/*.distcp"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_for_serving(checkpoint)
+
+
+def test_an_interaction_that_is_not_registered_is_named(trained, monkeypatch):
+    monkeypatch.delitem(registry._ENTRIES, "hilomoe")
+    with pytest.raises(ConfigError, match="no interaction 'hilomoe'.*Import the module that"):
+        load_for_serving(trained.checkpoint)
+
+
+def test_weights_that_do_not_fit_are_an_error(trained, monkeypatch):
+    info = read_info(trained.checkpoint)
+    wider = dataclasses.replace(info.model, over_arch_layer_sizes=[7])
+    monkeypatch.setattr(
+        loading, "read_info", lambda checkpoint: dataclasses.replace(info, model=wider)
+    )
+    with pytest.raises(CheckpointError, match="over_arch"):
+        load_for_serving(trained.checkpoint)

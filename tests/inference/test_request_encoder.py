@@ -1,0 +1,82 @@
+"""Raw rows of a request are encoded as the rows of a file are."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+import torch
+
+from torchrec_hilomoe.errors import ConfigError, DataError
+from torchrec_hilomoe.inference import RequestEncoder, flat_tensors
+
+ROW = {"price": 1.5, "user": "u3", "item": 7, "tags": ["t1", "t2"]}
+
+
+@pytest.fixture(scope="module")
+def encoder(trained) -> RequestEncoder:
+    return RequestEncoder(trained.checkpoint)
+
+
+def one_row(**changes: Any) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([{**ROW, **changes}])
+
+
+def test_rows_of_a_file(encoder, trained):
+    (rows,) = pa.csv.read_csv(trained.file).drop_columns(["clicked"]).combine_chunks().to_batches()
+    for ours, loaders in zip(encoder.encode(rows), flat_tensors(trained.batch()), strict=True):
+        torch.testing.assert_close(ours, loaders, rtol=0, atol=0)
+
+
+def test_text_numbers_and_lists_mean_the_same(encoder):
+    as_text = one_row(price="1.5", item="7", tags="t1|t2")
+    for one, other in zip(encoder.encode(one_row()), encoder.encode(as_text), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_missing_and_unknown_values(encoder):
+    dense, values, lengths = encoder.encode(
+        one_row(price=None, user="nobody", item=None, tags=None)
+    )
+    assert values.tolist() == [0, 0]
+    assert lengths.tolist() == [1, 1, 0]
+    assert dense.isfinite().all()
+
+
+def test_label_and_group_are_not_read(encoder):
+    with_label = one_row(clicked="what is not known yet")
+    for one, other in zip(encoder.encode(one_row()), encoder.encode(with_label), strict=True):
+        assert torch.equal(one, other)
+    assert encoder.columns == ["price", "user", "item", "tags"]
+
+
+def test_columns_that_are_missing_or_there_twice_are_named(encoder):
+    with pytest.raises(DataError, match="missing or there twice: 'item', 'tags'; the model reads"):
+        encoder.encode(pa.RecordBatch.from_pylist([{"price": 1.0, "user": "u3"}]))
+    columns = [*one_row().columns, pa.array([7])]
+    twice = pa.RecordBatch.from_arrays(columns, names=[*ROW, "item"])
+    with pytest.raises(DataError, match="there twice: 'item'; the model reads"):
+        encoder.encode(twice)
+
+
+def test_a_value_that_is_no_number_is_named(encoder):
+    with pytest.raises(DataError, match="row 1, column 'price', value 'cheap'.*float32 holds$"):
+        encoder.encode(one_row(price="cheap"))
+
+
+def test_a_request_without_rows_is_refused(encoder):
+    with pytest.raises(DataError, match="has no rows"):
+        encoder.encode(one_row().slice(1))
+
+
+def test_ids_that_were_encoded_before_need_no_encoder(tmp_path, monkeypatch):
+    encoder = {"kind": "criteo_1tb", "format_version": 2, "hash_sizes": [9] * 26}
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "encoder.json").write_text(json.dumps(encoder))
+    model = {"model": {"name": "dlrm"}, "features": {"dense": [], "sparse": []}}
+    (tmp_path / "model.json").write_text(json.dumps(model))
+    with pytest.raises(ConfigError, match="the ids of data=criteo_1tb"):
+        RequestEncoder(tmp_path)
