@@ -73,9 +73,8 @@ class RequestEncoder:
             )
         if not rows.num_rows:
             raise DataError(f"{_SOURCE}: has no rows, and a model takes at least one")
-        columns = {self._schema.label: pa.array(np.zeros(rows.num_rows))}
-        columns |= {name: rows.column(name) for name in self.columns}
-        chunk = RawChunk(_SOURCE, pa.record_batch(columns), 1, RawFormat(format="parquet"))
+        columns = pa.record_batch({name: rows.column(name) for name in self.columns})
+        chunk = RawChunk(_SOURCE, columns, np.arange(rows.num_rows), RawFormat(format="parquet"))
         parsed = parse_rows(chunk, self._schema, _NoBadRows("raise"))
         return flat_tensors(to_batch(self._encoder.encode(parsed), self._keys))
 
