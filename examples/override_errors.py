@@ -21,8 +21,8 @@ def explain(error: Exception, conf: Path) -> str:
     Returns:
         str: names the key; for unknown keys those that there are.
     """
-    if isinstance(error, OSError):  # the folder is the first thing that Hydra makes
-        return f"output_dir: cannot be made: {error}"
+    if isinstance(error, OSError) and not str(error.filename).endswith(".yaml"):
+        return f"output_dir: cannot be made: {error}"  # the first thing that Hydra does
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         path, known = str(cause.full_key), [str(key) for key in cause.parent_node]

@@ -42,14 +42,13 @@ def model(tmp_path: Path, make_config: MakeConfig) -> Path:
     return tmp_path / "model"
 
 
-def scored(model: Path, *files: Path, need_labels: bool = False, **options: Any) -> DataSource:
+def scored(model: Path, *files: Path, **options: Any) -> DataSource:
     return open_encoded(
         model,
         [str(file) for file in files],
         batch_size=4,
         rank=0,
         world_size=1,
-        need_labels=need_labels,
         cache_dir=str(model.parent / "cache"),
         **options,
     )
@@ -80,40 +79,34 @@ def test_bad_features_are_left_out_all_the_same(tmp_path: Path, model: Path) -> 
         scored(model, tmp_path / "t.csv")
 
 
-def test_files_without_a_header_are_one_field_short(
+def test_files_without_a_header_have_labels_unless_they_are_said_to_have_none(
     tmp_path: Path, make_config: MakeConfig, rows_of: RowsOf
 ) -> None:
     labelled = write(tmp_path / "with.csv", [*COLUMNS], header=False)
     config = make_config(labelled, SCHEMA, column_names=[*COLUMNS])
     open_data(config, rank=0, world_size=1, seed=0).save(tmp_path / "model")
     without = write(tmp_path / "without.csv", [*COLUMNS][1:], header=False)
-    sources = [scored(tmp_path / "model", file) for file in (labelled, without)]
+    with pytest.raises(DataError, match=r"without\.csv: row 1 \(line 1\): 3 fields where 4 were"):
+        scored(tmp_path / "model", without)
+    sources = [
+        scored(tmp_path / "model", labelled),
+        scored(tmp_path / "model", without, labels=False),
+    ]
     assert [source.has_labels("test") for source in sources] == [True, False]
     features = [[row[1:3] for row in encoded(source, rows_of)] for source in sources]
     assert features[0] == features[1]
 
 
-def test_a_short_row_is_no_missing_column(tmp_path: Path, make_config: MakeConfig) -> None:
-    labelled = write(tmp_path / "with.csv", [*COLUMNS], header=False)
-    config = make_config(labelled, SCHEMA, column_names=[*COLUMNS])
-    open_data(config, rank=0, world_size=1, seed=0).save(tmp_path / "model")
-    labelled.write_text("1,b,1\n" + labelled.read_text())
-    source = scored(tmp_path / "model", labelled, on_bad_row="skip")
-    assert source.positions("test").tolist() == [1, 2, 3, 4, 5]
-    assert source.has_labels("test")
+def test_what_is_said_of_labels_counts_for_files_with_a_header(tmp_path: Path, model: Path) -> None:
+    assert not scored(model, tmp_path / "train.csv", labels=False).has_labels("test")
+    with pytest.raises(DataError, match=r"t\.csv: no column 'bought'"):
+        scored(model, write(tmp_path / "t.csv", ["user", "x"]), labels=True)
 
 
 def test_quotes_that_join_rows_are_found_without_labels(tmp_path: Path, model: Path) -> None:
     (tmp_path / "t.csv").write_text('user,x\n"a,1\nb,2\nc,3\n",4\n')
     with pytest.raises(DataError, match=r"t\.csv: row 1 \(lines 2 to 5\): a quote joins lines"):
         scored(model, tmp_path / "t.csv")
-
-
-def test_where_labels_are_needed_their_column_is_named(tmp_path: Path, model: Path) -> None:
-    file = write(tmp_path / "t.csv", ["user", "x"])
-    message = r"t\.csv: no column 'bought', the label: .* nothing to report .* predictions=FILE"
-    with pytest.raises(DataError, match=message):
-        scored(model, file, need_labels=True)
 
 
 def test_files_with_and_without_labels_are_not_mixed(tmp_path: Path, model: Path) -> None:

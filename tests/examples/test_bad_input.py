@@ -30,6 +30,7 @@ CASES = {
         GOOD,
         ["training.max_train_batchs: unknown key; did you mean 'max_train_batches'?", "timeout"],
     ),
+    "misspelt added group": (["+modle.x=3"], GOOD, ["modle: unknown key; did you mean 'model'?"]),
     "key of another model": (["model.low_rank_dim=3"], GOOD, ["low_rank_dim: unknown", "top_k"]),
     "misspelt group": (["model=hilomo"], GOOD, ["model/hilomo", "hilomoe_cross"]),
     "wrong value": (["model.num_layers=many"], GOOD, ["model.num_layers", "integer", "'many'"]),

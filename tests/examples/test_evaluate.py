@@ -108,10 +108,10 @@ def test_predictions_without_labels_join_the_rows_that_were_not_skipped(
     assert table["row"].to_pylist() == good
     assert table["prediction"].to_pylist() == pytest.approx([expected[i] for i in good], abs=1e-6)
     assert table["label"].null_count == len(good)
-    without_file = launch(*raw, script="evaluate", ranks=ranks)
+    without_file = launch(*raw, "data.on_bad_row=skip", script="evaluate", ranks=ranks)
     assert without_file.code == 1
     for rank in range(ranks):
-        message = rf"error on rank {rank}: .*0\.csv: no column 'clicked', the label: .*nothing to"
+        message = rf"error on rank {rank}: data\.test=.*raw: has no labels, .*predictions=FILE"
         assert re.search(message, without_file.stderr)
 
 

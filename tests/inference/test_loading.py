@@ -32,7 +32,7 @@ def scored(trained) -> torch.Tensor:
 
 def test_predicts_what_the_training_scores(trained, scored):
     assert not dist.is_initialized()
-    model = load_for_serving(trained.checkpoint)
+    model = load_for_serving(str(trained.checkpoint))
     assert not any(module.training for module in model.modules())
     torch.testing.assert_close(predict_file(model, trained), scored)
 

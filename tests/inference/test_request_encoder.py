@@ -18,7 +18,7 @@ ROW = {"price": 1.5, "user": "u3", "item": 7, "tags": ["t1", "t2"]}
 
 @pytest.fixture(scope="module")
 def encoder(trained) -> RequestEncoder:
-    return RequestEncoder(trained.checkpoint)
+    return RequestEncoder(str(trained.checkpoint))
 
 
 def one_row(**changes: Any) -> pa.RecordBatch:
@@ -26,9 +26,12 @@ def one_row(**changes: Any) -> pa.RecordBatch:
 
 
 def test_rows_of_a_file(encoder, trained):
-    (rows,) = pa.csv.read_csv(trained.file).drop_columns(["clicked"]).combine_chunks().to_batches()
-    for ours, loaders in zip(encoder.encode(rows), flat_tensors(trained.batch()), strict=True):
-        torch.testing.assert_close(ours, loaders, rtol=0, atol=0)
+    table = pa.csv.read_csv(trained.file).drop_columns(["clicked"])
+    (batch,) = table.combine_chunks().to_batches()
+    halves = pa.concat_tables([table.slice(0, 5), table.slice(5)])
+    for rows in (batch, table, halves):
+        for ours, loaders in zip(encoder.encode(rows), flat_tensors(trained.batch()), strict=True):
+            torch.testing.assert_close(ours, loaders, rtol=0, atol=0)
 
 
 def test_text_numbers_and_lists_mean_the_same(encoder):

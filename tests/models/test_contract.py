@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -67,6 +68,13 @@ def test_a_promised_width_that_is_not_the_modules_is_named(collection):
     message = r"model\.name=too_wide: .* out_features=6, .*\[2, 6\], but .* returns \[2, 5\]"
     with pytest.raises(ConfigError, match=message):
         build_model(config, collection, 0)
+
+
+def test_a_module_that_cannot_be_copied_is_taken_as_it_is():
+    module = nn.utils.parametrizations.weight_norm(nn.Linear(8, 5))
+    module.lock = threading.Lock()
+    interaction = Interaction(module, 5)
+    assert check_interaction("mine", interaction, CONTEXT) is interaction
 
 
 def test_an_output_that_is_no_tensor_is_named():

@@ -11,6 +11,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
+from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import DLRM_HiLoMoETrain, build_model, parse_model_config
 from torchrec_hilomoe.training import (
     OptimizerConfig,
@@ -139,3 +140,8 @@ def test_tables_of_one_plan_learn_by_the_kernels_that_they_have(device, make_bat
     still = {n for n, p in sharded.named_parameters() if torch.equal(p, before[n])}
     assert not {name for name in still if "embedding_bags" in name}
     assert optimizer.learning_rates["tables"] == 0.05
+    decaying = OptimizerConfig(
+        tables=TableOptimizerConfig(name="adam", kernel="dense", learning_rate=1e-2, l2=0.1)
+    )
+    with pytest.raises(ConfigError, match="optimizer.tables.l2: 0.1 needs tables with the kernel"):
+        StageOptimizer(sharded, decaying, STAGE)

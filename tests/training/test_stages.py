@@ -14,7 +14,7 @@ from torchrec.distributed.model_parallel import (
     DistributedModelParallel,
 )
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from torchrec.models.dlrm import DLRM
+from torchrec.models.dlrm import DLRM, SparseArch
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -156,10 +156,13 @@ def test_stages_of_torchrecs_own_dlrm_move_just_their_parts(make_plain_dlrm, mak
         assert _changed_parts(before, _snapshot(model)) == expected
 
 
-def test_tables_that_cannot_be_frozen_are_an_error(make_plain_dlrm):
-    model = make_plain_dlrm(
-        sparse_arch=lambda dlrm: OwnSparseArch(dlrm.sparse_arch.embedding_bag_collection)
-    )
+class OwnSubclass(SparseArch):
+    """Torchrec's, of which one's own forward might look up what it likes."""
+
+
+@pytest.mark.parametrize("own", [OwnSparseArch, OwnSubclass])
+def test_tables_that_cannot_be_frozen_are_an_error(make_plain_dlrm, own):
+    model = make_plain_dlrm(sparse_arch=lambda dlrm: own(dlrm.sparse_arch.embedding_bag_collection))
     enter_stage(model, WARM_UP)
     with pytest.raises(ConfigError, match="in model.sparse_arch.embedding_bag_collection: only"):
         enter_stage(model, SPECIALISE)

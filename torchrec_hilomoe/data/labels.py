@@ -8,20 +8,20 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from torchrec_hilomoe.data.files import RawFormat
-from torchrec_hilomoe.data.lines import fields_of_rows, read_header
+from torchrec_hilomoe.data.lines import read_header
 from torchrec_hilomoe.data.readers import named_errors
 from torchrec_hilomoe.data.tabular import RawFiles
 from torchrec_hilomoe.errors import DataError
 
-_ROWS = 100
 
-
-def labels_optional(files: RawFiles, label: str) -> RawFiles:
+def labels_optional(files: RawFiles, label: str, labels: bool | None) -> RawFiles:
     """The files as they are read: without labels where they have none.
 
     Args:
         files (RawFiles): of one split.
         label (str): the column of the label.
+        labels (bool | None): whether the files have it; None looks at their headers, and takes
+            files without a header to have it: a row that is short does not say of what.
 
     Returns:
         RawFiles: ``files`` themselves if they have labels.
@@ -29,7 +29,10 @@ def labels_optional(files: RawFiles, label: str) -> RawFiles:
     Raises:
         DataError: a file cannot be read, or some have labels and others have none.
     """
-    without = [path for path in files.paths if not _has_label(path, label, files.raw_format)]
+    if labels is None:
+        without = [path for path in files.paths if not _has_label(path, label, files.raw_format)]
+    else:
+        without = [] if labels else list(files.paths)
     if not without:
         return files
     if len(without) < len(files.paths):
@@ -48,8 +51,4 @@ def _has_label(path: Path, label: str, raw_format: RawFormat) -> bool:
     with named_errors(path, raw_format) as kind:
         if kind == "parquet":
             return label in pq.read_schema(path).names
-        names = read_header(path, raw_format).names
-        if raw_format.column_names:
-            # Without a header the rows tell: all of them are one field short.
-            return {*fields_of_rows(path, raw_format, _ROWS)} != {len(names) - 1}
-        return label in names
+        return label in read_header(path, raw_format).names

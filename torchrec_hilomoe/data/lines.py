@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,13 +103,6 @@ def check_quotes(
                 "file, set data.quote_char=null; otherwise close the quote, or write the file as "
                 "Parquet"
             )
-
-
-def fields_of_rows(path: Path, raw_format: RawFormat, rows: int) -> list[int]:
-    """The number of fields in each of the first rows of a CSV file, blank ones left out."""
-    with _opened(path, errors="replace") as text:
-        records = (record for record in _records(text, path, raw_format) if record)
-        return [len(record) for record in itertools.islice(records, rows)]
 
 
 def _lines_with_quotes(path: Path, quote_char: str) -> int:

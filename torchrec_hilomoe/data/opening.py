@@ -113,7 +113,7 @@ def open_encoded(
     rank: int,
     world_size: int,
     on_bad_row: str = "raise",
-    need_labels: bool = True,
+    labels: bool | None = None,
     cache_dir: str | None = None,
     progress: bool = False,
 ) -> DataSource:
@@ -127,8 +127,8 @@ def open_encoded(
         rank (int): this rank.
         world_size (int): number of ranks.
         on_bad_row (str): ``"raise"`` or ``"skip"``.
-        need_labels (bool): refuse files without the column of the label; otherwise their labels are
-            NaN.
+        labels (bool | None): whether the files have the column of the label; None looks at their
+            headers, and takes files without a header to have it. Labels are NaN without it.
         cache_dir (str | None): where encoded data live.
         progress (bool): whether to show a progress bar.
 
@@ -148,14 +148,8 @@ def open_encoded(
     else:
         found = resolve_files(paths, "data.test")
         raw = labels_optional(
-            RawFiles("test", found, encoder.raw_format, on_bad_row), encoder.schema.label
+            RawFiles("test", found, encoder.raw_format, on_bad_row), encoder.schema.label, labels
         )
-        if need_labels and not raw.labelled:
-            raise DataError(
-                f"{found[0]}: no column {encoder.schema.label!r}, the label: without labels there "
-                "are no metrics, and nothing to report but predictions; to write these, give "
-                "predictions=FILE"
-            )
         prepared = _prepared(encoder, {"test": encode_cached(encoder, raw, root, progress)}, root)
     options = LoaderOptions(shard)
     return DataSource(prepared, options, options)

@@ -15,14 +15,14 @@ from torchrec_hilomoe.training.checkpoint.description import WEIGHTS
 from torchrec_hilomoe.training.checkpoint.safe_load import load_tensors
 
 
-def load_for_serving(checkpoint: Path, device: torch.device | None = None) -> FlatInputs:
+def load_for_serving(checkpoint: Path | str, device: torch.device | None = None) -> FlatInputs:
     """Loads the model of a checkpoint into this process, tables and all.
 
     Needs no process group; inside of one it is no collective. The checkpoint may come from any
     number of ranks. A model of one's own serves once the module is imported that registers it.
 
     Args:
-        checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/best``.
+        checkpoint (Path | str): such as ``OUTPUT_DIR/checkpoints/best``.
         device (torch.device | None): None for the CPU.
 
     Returns:
@@ -33,6 +33,7 @@ def load_for_serving(checkpoint: Path, device: torch.device | None = None) -> Fl
         ConfigError: there is no checkpoint, or nothing is registered under its model's name.
         CheckpointError: it is damaged, or does not fit the model that is registered.
     """
+    checkpoint = Path(checkpoint)
     info = read_info(checkpoint)
     verify(checkpoint)
     device = device or torch.device("cpu")

@@ -27,14 +27,15 @@ class RequestEncoder:
     Reads the checkpoint's small files alone; `load_for_serving` verifies them with all others.
 
     Args:
-        checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/best``.
+        checkpoint (Path | str): such as ``OUTPUT_DIR/checkpoints/best``.
 
     Raises:
         ConfigError: there is no checkpoint, or its data were encoded before they were read.
         DataError: what it says of the data cannot be read.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path | str) -> None:
+        checkpoint = Path(checkpoint)
         encoder = load_encoder(read_info(checkpoint).encoder)
         if not isinstance(encoder, TabularEncoder):
             raise ConfigError(
@@ -50,12 +51,12 @@ class RequestEncoder:
         """The columns of a row: those of the features."""
         return self._schema.columns[1:]
 
-    def encode(self, rows: pa.RecordBatch) -> Request:
+    def encode(self, rows: pa.RecordBatch | pa.Table) -> Request:
         """Encodes the rows of one request.
 
         Args:
-            rows (pa.RecordBatch): B rows with the `columns`, null where a value is missing.
-                Others, label and group among them, are not read.
+            rows (pa.RecordBatch | pa.Table): B rows with the `columns`, null where a value is
+                missing. Others, label and group among them, are not read.
 
         Returns:
             Request: for `FlatInputs`, on the CPU.
@@ -73,10 +74,14 @@ class RequestEncoder:
             )
         if not rows.num_rows:
             raise DataError(f"{_SOURCE}: has no rows, and a model takes at least one")
-        columns = pa.record_batch({name: rows.column(name) for name in self.columns})
+        columns = pa.record_batch({name: _whole(rows.column(name)) for name in self.columns})
         chunk = RawChunk(_SOURCE, columns, np.arange(rows.num_rows), RawFormat(format="parquet"))
         parsed = parse_rows(chunk, self._schema, _NoBadRows("raise"))
         return flat_tensors(to_batch(self._encoder.encode(parsed), self._keys))
+
+
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 class _NoBadRows(BadRows):

@@ -18,7 +18,7 @@ def check_interaction(name: str, built: Any, context: InteractionContext) -> Int
     """Checks what a builder returned.
 
     The width is that of a forward pass of a copy in evaluation mode: the module with all that it
-    keeps, and the random generators, stay as they are.
+    keeps, and the random generators, stay as they are. A module that cannot be copied is believed.
 
     Args:
         name (str): the model, for messages.
@@ -36,7 +36,11 @@ def check_interaction(name: str, built: Any, context: InteractionContext) -> Int
             f"model.name={name}: its builder must return Interaction(module, out_features), got "
             f"{_shown(built)}"
         )
-    output = _output(built.module, context)
+    try:
+        copied = copy.deepcopy(built.module)
+    except Exception:  # it holds what cannot be copied, such as a tensor with a history
+        return built
+    output = _output(copied, context)
     expected = _ROWS, built.out_features
     if not isinstance(output, torch.Tensor) or output.shape != expected:
         raise ConfigError(
@@ -47,10 +51,10 @@ def check_interaction(name: str, built: Any, context: InteractionContext) -> Int
     return built
 
 
-def _output(module: nn.Module, context: InteractionContext) -> Any:
-    """What the module makes of a few rows."""
+def _output(copied: nn.Module, context: InteractionContext) -> Any:
+    """What a copy of the module makes of a few rows."""
     d, device = context.embedding_dim, context.device
-    copied = copy.deepcopy(module).eval()
+    copied.eval()
     if device is not None:  # where training will move it
         copied.to(device)
     dense = torch.zeros(_ROWS, d, device=device)

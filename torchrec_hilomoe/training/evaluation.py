@@ -26,7 +26,8 @@ def predict(
 
     Args:
         model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`; no pipeline attached.
-            It is left in eval mode, with its optimizers as they were.
+            It is left in eval mode, with its optimizers as they were. To train on, enter its stage
+            again: ``model.train()`` would thaw frozen batch norms.
         batches (Iterable[Batch]): TorchRec's, or `CTRBatch`, which may have groups. Rows with label
             -1 are padding and are dropped.
         device (torch.device): this rank's device.

@@ -17,6 +17,7 @@ from torchrec.distributed.types import ParameterSharding, ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
+from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.modules import parameter_part
 from torchrec_hilomoe.training.config import (
     PARTS,
@@ -118,6 +119,9 @@ class StageOptimizer:
         stage (StageConfig): which parts learn, at which scale.
         gradient_clip_norm (float | None): largest global norm of all dense gradients.
 
+    Raises:
+        ConfigError: tables are to have L2, and some have a fused kernel, which knows of none.
+
     Attributes:
         factor (float): the schedule's factor, applied to every rate before the next step.
     """
@@ -146,6 +150,11 @@ class StageOptimizer:
             rate = own.learning_rate * stage.learning_rate_scale.get(part, 1.0)
             if part == "tables":
                 if any(not _is_dense(table) for table in _plans(model)):
+                    if own.l2:
+                        raise ConfigError(
+                            f"optimizer.tables.l2: {own.l2:g} needs tables with the kernel dense, "
+                            "and the plan has fused ones"
+                        )
                     self._add("tables", model.fused_optimizer, rate)
                 parameters = {name: p for name, p in parameters.items() if name in dense}
             if parameters:

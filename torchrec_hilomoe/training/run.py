@@ -18,7 +18,7 @@ from torch import distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from torchrec_hilomoe.analysis import dense_cost
-from torchrec_hilomoe.config import parse_config
+from torchrec_hilomoe.config import parse_config, unknown_key
 from torchrec_hilomoe.data import DataConfig, DataSource, FeatureSpec, open_data
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import (
@@ -103,9 +103,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
     known = ("data", "model", "training", "optimizer", "sharding", "seed", "output_dir")
     unknown = sorted(set(values) - {*known, "checkpoint"})
     if unknown:
-        raise ConfigError(
-            f"{unknown[0]}: unknown key. Known keys: {', '.join((*known, 'checkpoint', 'plugins'))}"
-        )
+        raise ConfigError(unknown_key(unknown[0], (*known, "checkpoint", "plugins")))
     missing = [key for key in known if values.get(key) is None]
     if missing:
         raise ConfigError(f"{missing[0]}: required, but not given")

@@ -41,11 +41,13 @@ class ScoreDataConfig:
     """The file to score.
 
     Attributes:
-        test (str | list[str]): raw file, folder or glob, in the format of the training files; the
-            label, and then also the group, may be left out.
+        test (str | list[str]): raw file, folder or glob, in the format of the training files. Where
+            there is a header, the label, and then also the group, may be left out.
         batch_size (int): global batch size.
         on_bad_row (str): ``raise`` or ``skip``.
         cache_dir (str | None): of the encoded file; None for the default.
+        labels (bool | None): whether there are labels. None looks at the header; a file without one
+            has labels, unless False says that their column is left out.
     """
 
     __pydantic_config__ = STRICT
@@ -54,6 +56,7 @@ class ScoreDataConfig:
     batch_size: PositiveInt = 8192
     on_bad_row: Literal["raise", "skip"] = "raise"
     cache_dir: str | None = None
+    labels: bool | None = None
 
 
 @dataclass
@@ -105,14 +108,20 @@ def score(config: ScoreConfig) -> dict[str, Any]:
             rank=rank,
             world_size=world_size,
             on_bad_row=config.data.on_bad_row,
-            need_labels=config.predictions is None,
+            labels=config.data.labels,
             cache_dir=config.data.cache_dir,
             progress=rank == 0,
         ),
         PREPARATION_TIMEOUT,
     )
-    if is_main_rank() and not data.has_labels("test"):
-        logger.warning("data.test has no labels: predictions are written, metrics are null")
+    if not data.has_labels("test"):
+        if config.predictions is None:
+            raise ConfigError(
+                f"data.test={config.data.test}: has no labels, so that there is nothing to report "
+                "but predictions; to write these, give predictions=FILE"
+            )
+        if is_main_rank():
+            logger.warning("data.test has no labels: predictions are written, metrics are null")
     model = build_sharded(
         info.model, info.features, config.sharding, TableOptimizerConfig(), seed=0, device=device
     )

@@ -65,7 +65,7 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
 def _check_freezable(model: nn.Module) -> None:
     tables = table_names(model)
     for path, module in model.named_modules():
-        if isinstance(module, dlrm.SparseArch):
+        if type(module) is dlrm.SparseArch or isinstance(module, SparseArch):
             tables = {name for name in tables if not name.startswith(f"{path}.")}
     if tables:
         outside = sorted({name.rsplit(".", 3)[0] for name in tables})
