@@ -32,7 +32,7 @@ BARS = (
     Bar("frappe_x1", "hilomoe_shipped", "dlrm_cat_published", 0.002, 0.5),
     Bar("frappe_x1", "hilomoe_shipped", None, 0.0, 0.5),
     Bar("ml1m_implicit", "hilomoe_shipped", "dlrm_cat_8_epochs", 0.003, 0.5),
-    Bar("ml1m_implicit", "hilomoe_shipped", "dlrm_cat_two_members", 0.003, 0.5),
+    Bar("ml1m_implicit", "hilomoe_shipped", "dlrm_two_members", 0.003, 0.5),
     Bar("ml1m_implicit", "hilomoe_shipped", None, 0.003, 0.5),
     Bar("ml100k", "hilomoe_shipped", None, 0.002, 0.815),
     Bar("synthetic", "hilomoe_shipped", None, 0.0, 0.815),
