@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import random
 import re
 
 import pyarrow.parquet as pq
@@ -12,7 +11,6 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 pytestmark = [pytest.mark.slow, pytest.mark.multirank]
 
-COLUMNS = ["clicked", "price", "user", "item", "tags"]
 SCHEMA = (
     "data.schema.label=clicked",
     "data.schema.dense=[{name: price, transform: log}]",
@@ -22,24 +20,11 @@ SCHEMA = (
 )
 
 
-def _write(path, rows, seed):
-    source = random.Random(seed)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for _ in range(rows):
-            user, item = source.randrange(20), source.randrange(30)
-            clicked = int(source.random() < 0.2 + 0.6 * ((user + item) % 2))
-            tags = "|".join(f"t{source.randrange(9)}" for _ in range(source.randrange(4)))
-            writer.writerow([clicked, source.choice(["", "1.5", "-3"]), f"u{user}", item, tags])
-    return path
-
-
 @pytest.fixture(scope="module")
-def trained(launch, tmp_path_factory):
+def trained(launch, write_clicks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tabular")
     files = {
-        split: _write(folder / f"{split}.csv", rows, seed)
+        split: write_clicks(folder / f"{split}.csv", rows, seed)
         for seed, (split, rows) in enumerate({"train": 3000, "valid": 500, "test": 501}.items())
     }
     run = launch(

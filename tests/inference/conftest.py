@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import csv
-import random
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,28 +20,15 @@ SCHEMA = {
 }
 
 
-def _write(path: Path, rows: int, seed: int) -> Path:
-    source = random.Random(seed)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["clicked", "price", "user", "item", "tags"])
-        for _ in range(rows):
-            user, item = source.randrange(20), source.randrange(30)
-            clicked = int(source.random() < 0.2 + 0.6 * ((user + item) % 2))
-            tags = "|".join(f"t{source.randrange(9)}" for _ in range(source.randrange(4)))
-            writer.writerow([clicked, source.choice(["", "1.5", "-3"]), f"u{user}", item, tags])
-    return path
-
-
 class Trained:
     """A finished run, and what a rank of it makes of a raw file."""
 
-    def __init__(self, folder: Path) -> None:
-        self.file = _write(folder / "test.csv", 301, seed=1)
+    def __init__(self, folder: Path, write_clicks: Callable[[Path, int, int], Path]) -> None:
+        self.file = write_clicks(folder / "test.csv", 301, 1)
         self.checkpoint = folder / "out" / "checkpoints" / "best"
         self.predictions = folder / "predictions.parquet"
         self.cache = str(folder / "cache")
-        train_file = _write(folder / "train.csv", 1000, seed=0)
+        train_file = write_clicks(folder / "train.csv", 1000, 0)
         values = {
             "data": {
                 "train": str(train_file),
@@ -85,8 +70,10 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+def trained(
+    write_clicks: Callable[[Path, int, int], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
     """Trained and scored in a process group that is gone afterwards."""
-    run = Trained(tmp_path_factory.mktemp("trained"))
+    run = Trained(tmp_path_factory.mktemp("trained"), write_clicks)
     dist.destroy_process_group()
     return run

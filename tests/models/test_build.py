@@ -25,7 +25,7 @@ OWN = interaction_names()
 
 
 def _never_built(context, config):
-    raise NotImplementedError
+    pytest.fail("options are parsed and saved without building their model")
 
 
 class Kind(enum.Enum):
