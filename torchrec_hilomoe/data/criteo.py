@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ class CriteoEncoder:
         hash_sizes (Sequence[int]): table rows of the 26 sparse features; ids are taken modulo.
     """
 
-    kind = "criteo_1tb"
+    kind: ClassVar[str] = "criteo_1tb"
 
     def __init__(self, hash_sizes: Sequence[int]) -> None:
         self.hash_sizes = list(hash_sizes)
@@ -51,6 +51,9 @@ class CriteoEncoder:
             dense=tuple(DEFAULT_INT_NAMES),
             sparse=tuple(SparseFeature(name, size, "sum") for name, size in sparse),
         )
+
+    def vocabulary(self, feature: str) -> None:
+        """None: ids are taken modulo."""
 
     def save(self, folder: Path) -> None:
         """Writes the sizes into ``folder``."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +42,7 @@ class TabularEncoder:
         moments (dict[str, Moments]): of the standardised columns.
     """
 
-    kind = "tabular"
+    kind: ClassVar[str] = "tabular"
 
     def __init__(
         self,
@@ -63,6 +63,10 @@ class TabularEncoder:
             dense=tuple(column.name for column in self.schema.dense),
             sparse=tuple(self._feature(column) for column in self.schema.sparse),
         )
+
+    def vocabulary(self, feature: str) -> pa.LargeStringArray | None:
+        """What the rows of a feature's table stand for, from row 1 on; None for hashed ids."""
+        return self.vocabularies.get(feature)
 
     def _feature(self, column: CategoricalColumn) -> SparseFeature:
         size = column.hash_size or len(self.vocabularies[column.name])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from torchrec_hilomoe.data.features import FeatureSpec
 from torchrec_hilomoe.data.gaps import positions_beside
@@ -19,9 +20,14 @@ from torchrec_hilomoe.errors import ConfigError
 class Encoder(Protocol):
     """What a data set knows about encoding; it is saved with the model."""
 
+    kind: ClassVar[str]
+
     @property
     def features(self) -> FeatureSpec:
         """The features of the encoded rows."""
+
+    def vocabulary(self, feature: str) -> pa.LargeStringArray | None:
+        """What the rows of a feature's table stand for, from row 1 on; None for hashed ids."""
 
     def save(self, folder: Path) -> None:
         """Writes everything that encoding raw files takes into ``folder``."""
@@ -81,12 +87,12 @@ class DataSource:
     @property
     def features(self) -> FeatureSpec:
         """The features of the batches."""
-        return self._prepared.encoder.features
+        return self.encoder.features
 
     @property
-    def encoder_digest(self) -> str:
-        """Tells whether two data sources give the same ids to the same values."""
-        return self._prepared.encoder.digest()
+    def encoder(self) -> Encoder:
+        """How rows were encoded."""
+        return self._prepared.encoder
 
     @property
     def report(self) -> dict[str, Any]:
@@ -149,7 +155,7 @@ class DataSource:
         Args:
             folder (Path): made if need be; see :func:`~torchrec_hilomoe.data.load_encoder`.
         """
-        self._prepared.encoder.save(folder)
+        self.encoder.save(folder)
 
     def bayes_auc(self, split: str) -> float | None:
         """The AUC of the best possible model on a split; None where it is not known."""

@@ -233,9 +233,10 @@ class CheckpointConfig:
             checkpoint to go on from. A launch that torchrun restarts does not begin anew again,
             and a run that is started again with the same path goes on from its own newest.
         warm_start (Path | None): a checkpoint whose weights, and nothing else, a new run starts
-            from. Not read by a run that resumes.
-        strict (bool): a warm start fails if weights are missing, unexpected or of another shape;
-            else they are reported.
+            from; values take their embeddings along where vocabularies differ. Not read by a run
+            that resumes.
+        strict (bool): a warm start fails if features are others, or weights are missing,
+            unexpected or of another shape; else these are reported.
         every_batches (int | None): batches between two checkpoints.
         every_minutes (float | None): minutes between two checkpoints, by rank 0's clock.
         keep_last (int): so many are kept, and the best one.

@@ -167,7 +167,7 @@ def train(config: RunConfig, on_start: Callable[[], None] = lambda: None) -> dic
             device,
         )
         if checkpoints.resumed is None and config.checkpoint.warm_start is not None:
-            warm_start(model, config.checkpoint.warm_start, config.checkpoint.strict)
+            warm_start(model, config.checkpoint.warm_start, data.encoder, config.checkpoint.strict)
         torch.manual_seed(config.seed + rank)  # dropout differs between ranks
         recorder = Recorder(config.output_dir, config.data.batch_size)
         trainer = Trainer(model, data, config.training, config.optimizer, checkpoints, recorder)
@@ -259,7 +259,7 @@ def _plain(config: RunConfig, data: DataSource) -> dict[str, Any]:
     values = dataclasses.asdict(config) | {
         "model": model_config_dict(config.model),
         "features": dataclasses.asdict(data.features),
-        "encoder": data.encoder_digest,
+        "encoder": data.encoder.digest(),
         "rows": data.report["rows"],
     }
     plain: dict[str, Any] = to_jsonable_python(values)

@@ -62,6 +62,22 @@ def table_name(feature: str) -> str:
     return f"dotted_{escaped}"  # an own prefix: a column may be named user%2Eid, too
 
 
+def table_of(parameter: str) -> str | None:
+    """The table that a parameter is; None for all others.
+
+    Args:
+        parameter (str): name in a state dict.
+
+    Returns:
+        str | None: name of the table.
+
+    Example:
+        >>> table_of("model.ebc.embedding_bags.t_user.weight"), table_of("model.over_arch.0.bias")
+        ('t_user', None)
+    """
+    return parameter.split(".")[-2] if ".embedding_bags." in parameter else None
+
+
 @torch.no_grad()
 def init_tables(model: nn.Module, seed: int, std: float | None = None) -> None:
     """Initialises every table independently of world size and sharding plan.
@@ -75,13 +91,14 @@ def init_tables(model: nn.Module, seed: int, std: float | None = None) -> None:
         std (float | None): N(0, std²); None for TorchRec's uniform(-1/√n, 1/√n) over n rows.
     """
     for name, value in model.state_dict().items():
-        if ".embedding_bags." not in name:
+        table = table_of(name)
+        if table is None:
             continue
         num_rows, dim = value.shape
-        for shard, row, column in _local_shards(value):
+        for shard, row, column in local_shards(value):
             end = row + shard.shape[0]
             for start in range(row - row % _BLOCK_ROWS, end, _BLOCK_ROWS):
-                block = _block(f"{seed}/{name.split('.')[-2]}/{start}", num_rows, dim, start, std)
+                block = _block(f"{seed}/{table}/{start}", num_rows, dim, start, std)
                 first, last = max(start, row), min(start + block.shape[0], end)
                 shard[first - row : last - row].copy_(
                     block[first - start : last - start, column : column + shard.shape[1]]
@@ -99,8 +116,15 @@ def _block(key: str, num_rows: int, dim: int, start: int, std: float | None) -> 
     return block.uniform_(-bound, bound, generator=generator)
 
 
-def _local_shards(value: torch.Tensor) -> Iterator[tuple[torch.Tensor, int, int]]:
-    """This rank's pieces of a table, each with its first row and column in the table."""
+def local_shards(value: torch.Tensor) -> Iterator[tuple[torch.Tensor, int, int]]:
+    """This rank's pieces of a table, each with its first row and column in the table.
+
+    Args:
+        value (torch.Tensor): of a state dict, sharded or not, ``[rows, D]``.
+
+    Yields:
+        tuple[torch.Tensor, int, int]: a piece and where it begins.
+    """
     if not isinstance(value, ShardedTensor):
         yield value, 0, 0
         return

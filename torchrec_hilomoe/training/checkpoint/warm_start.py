@@ -5,53 +5,69 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from torchrec_hilomoe.errors import CheckpointError
-from torchrec_hilomoe.training.checkpoint.description import WEIGHTS
+from torchrec_hilomoe.data import load_encoder
+from torchrec_hilomoe.data.matching import matching_rows
+from torchrec_hilomoe.data.rows import Int32Array
+from torchrec_hilomoe.data.source import Encoder
+from torchrec_hilomoe.errors import CheckpointError, DataError
+from torchrec_hilomoe.training.checkpoint.description import ENCODER, WEIGHTS
 from torchrec_hilomoe.training.checkpoint.resume import verify_on_all_ranks
 from torchrec_hilomoe.training.checkpoint.safe_load import load_tensors, read_metadata
 from torchrec_hilomoe.training.distributed import agree, is_main_rank
+from torchrec_hilomoe.training.tables import local_shards, table_name, table_of
 
 logger = logging.getLogger(__name__)
 
 _PREFIX = "model."
 
 
-def warm_start(model: DistributedModelParallel, checkpoint: Path, strict: bool = True) -> None:
+def warm_start(
+    model: DistributedModelParallel, checkpoint: Path, encoder: Encoder, strict: bool = True
+) -> None:
     """Loads the weights of a checkpoint, and nothing else. Every rank must call it.
 
-    Tables are taken row by row: both runs must have the same vocabularies.
+    Where a table's vocabulary is another one than the checkpoint's, each value takes its row along,
+    wherever it stands now, and new values keep the weights that they have. Such tables are read
+    whole on every rank, one after the other; all else goes straight to its shards.
 
     Args:
         model (DistributedModelParallel): under any sharding plan.
         checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/best``.
-        strict (bool): fail if weights are missing, unexpected or of another shape. Otherwise
-            these are reported and left as they are.
+        encoder (Encoder): of the data that the model is to be trained on.
+        strict (bool): fail if features are others, or if weights are missing, unexpected, of
+            another shape, or tables whose rows cannot be told. Otherwise these are reported and
+            left as they are.
 
     Raises:
         CheckpointError: it is damaged, or does not fit under ``strict``.
     """
     try:
         verify_on_all_ranks(checkpoint)
-    except CheckpointError as error:
+        former = agree(lambda: load_encoder(checkpoint / ENCODER))
+    except (CheckpointError, DataError) as error:
         raise CheckpointError(f"checkpoint.warm_start={checkpoint}: {error}") from None
-    saved = agree(lambda: read_metadata(checkpoint / WEIGHTS)).state_dict_metadata
-    shapes = {
-        name.removeprefix(_PREFIX): tuple(tensor.size)
-        for name, tensor in saved.items()
-        if name.startswith(_PREFIX) and isinstance(tensor, TensorStorageMetadata)
-    }
+    shapes = agree(lambda: _saved_shapes(checkpoint / WEIGHTS))
     own = model.state_dict()
-    problems = [f"missing: {name}" for name in sorted(own.keys() - shapes.keys())]
+    problems = _other_features(former, encoder)
+    problems += [f"missing: {name}" for name in sorted(own.keys() - shapes.keys())]
     problems += [f"unexpected: {name}" for name in sorted(shapes.keys() - own.keys())]
-    fitting = {}
+    rows, strange = _moved_tables(former, encoder)
+    fitting, moved = {}, {}
     for name in sorted(own.keys() & shapes.keys()):
-        if tuple(own[name].shape) == shapes[name]:
+        here, there, table = tuple(own[name].shape), shapes[name], table_of(name)
+        if table in strange:
+            problems.append(f"{name}: {strange[table]}")
+        elif table in rows and here[1:] == there[1:]:
+            moved[name] = rows[table]
+        elif here == there:
             fitting[name] = own[name]
         else:
-            problems.append(f"{name}: {shapes[name]} there, {tuple(own[name].shape)} here")
+            problems.append(f"{name}: {there} there, {here} here")
     if problems and strict:
         raise CheckpointError(
             f"checkpoint.warm_start={checkpoint}: does not fit the model: {'; '.join(problems)}. "
@@ -61,3 +77,69 @@ def warm_start(model: DistributedModelParallel, checkpoint: Path, strict: bool =
         logger.warning("warm start without what does not fit: %s", "; ".join(problems))
     if fitting:
         load_tensors({"model": fitting}, checkpoint / WEIGHTS)
+    for name, old_rows in moved.items():
+        _load_moved(name, own[name], shapes[name], old_rows, checkpoint / WEIGHTS)
+
+
+def _saved_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the model's tensors in a DCP folder, by name."""
+    return {
+        name.removeprefix(_PREFIX): tuple(tensor.size)
+        for name, tensor in read_metadata(weights).state_dict_metadata.items()
+        if name.startswith(_PREFIX) and isinstance(tensor, TensorStorageMetadata)
+    }
+
+
+def _other_features(former: Encoder, encoder: Encoder) -> list[str]:
+    """What would hand features to weights of others: layers know them by their order alone."""
+    there, here = former.features, encoder.features
+    names = {
+        "dense": (there.dense, here.dense),
+        "sparse": tuple(tuple(f.name for f in features.sparse) for features in (there, here)),
+    }
+    return [
+        f"{kind} features: {', '.join(old) or 'none'} there, {', '.join(new) or 'none'} here"
+        for kind, (old, new) in names.items()
+        if old != new
+    ]
+
+
+def _moved_tables(
+    former: Encoder, encoder: Encoder
+) -> tuple[dict[str | None, Int32Array], dict[str | None, str]]:
+    """By table: where its rows stood, if any moved; and why they cannot be told."""
+    rows: dict[str | None, Int32Array] = {}
+    strange: dict[str | None, str] = {}
+    known = {feature.name for feature in former.features.sparse}
+    for feature in encoder.features.sparse:
+        if feature.name not in known:
+            continue
+        table = table_name(feature.name)
+        try:
+            found = matching_rows(feature.name, former, encoder)
+        except DataError as error:
+            strange[table] = str(error)
+            continue
+        if found is not None:
+            rows[table] = found
+    return rows, strange
+
+
+@torch.no_grad()
+def _load_moved(
+    name: str, table: Tensor, saved_shape: tuple[int, ...], old_rows: Int32Array, weights: Path
+) -> None:
+    """Fills this rank's pieces of a table from rows that stand elsewhere in the checkpoint."""
+    saved = torch.empty(saved_shape, dtype=table.dtype)
+    load_tensors({"model": {name: saved}}, weights)
+    source = torch.from_numpy(old_rows).long()
+    for piece, row, column in local_shards(table):
+        wanted = source[row : row + piece.size(0)]
+        known = (wanted >= 0).nonzero().squeeze(1)
+        found = saved[wanted[known], column : column + piece.size(1)]
+        piece[known.to(piece.device)] = found.to(piece.device)
+    if is_main_rank():
+        num_known, total = int((source > 0).sum()), len(source) - 1
+        logger.info(
+            "warm start: %s: %d of %d values are known to the checkpoint", name, num_known, total
+        )

@@ -1,0 +1,189 @@
+"""Warm starts on data whose values stand elsewhere in the tables, on one rank and on two."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import distributed as dist
+
+from torchrec_hilomoe.config import parse_config
+from torchrec_hilomoe.data import load_encoder
+from torchrec_hilomoe.errors import CheckpointError
+from torchrec_hilomoe.inference import load_for_serving
+from torchrec_hilomoe.training import (
+    ScoreConfig,
+    init_process_group,
+    parse_run_config,
+    score,
+    train,
+)
+
+SCHEMA = {
+    "label": "clicked",
+    "dense": ["price"],
+    "categorical": ["user", {"name": "item", "hash_size": 50}],
+    "multi_valued": ["tags"],
+}
+AT_REST = {"learning_rate": 1e-12}  # leaves every weight as it is
+
+
+def values_of(folder: Path, output: str, schema: dict[str, Any] = SCHEMA) -> dict[str, Any]:
+    """A run on ``train.csv`` of a folder, at rest where it is not the first one."""
+    rate = {} if output == "source" else AT_REST
+    return {
+        "data": {
+            "train": str(folder / ("train.csv" if output == "source" else "later.csv")),
+            "valid": str(folder / "valid.csv"),
+            "schema": schema,
+            "batch_size": 100,
+            "cache_dir": str(folder / "cache"),
+        },
+        "model": {
+            "name": "hilomoe",
+            "embedding_dim": 256,  # two pieces under column-wise sharding
+            "expert_width": 20,
+            "plain_width": 20,
+        },
+        "training": {"stages": {"joint": {"batches": 20}}},
+        "optimizer": {
+            "tables": {**rate, "name": "sgd"},
+            "backbone": rate,
+            "experts": rate,
+            "router": rate,
+        },
+        "sharding": {"type": "row_wise"},
+        "seed": 0,
+        "output_dir": str(folder / output),
+    }
+
+
+def started(
+    folder: Path, output: str, source: str = "source", strict: bool = True, **changes: Any
+) -> dict[str, Any]:
+    """The same, starting from the weights of another run of the folder."""
+    checkpoint = {
+        "warm_start": str(folder / source / "checkpoints" / "best"),
+        "strict": strict,
+    }
+    return {**values_of(folder, output), "checkpoint": checkpoint, **changes}
+
+
+def train_and_score(values: dict[str, Any]) -> None:
+    """Trains, and writes predictions of the folder's valid rows."""
+    train(parse_run_config(values))
+    output = Path(values["output_dir"])
+    evaluation = {
+        "checkpoint": str(output / "checkpoints" / "best"),
+        "data": {
+            "test": str(output.parent / "valid.csv"),
+            "batch_size": 64,
+            "cache_dir": values["data"]["cache_dir"],
+        },
+        "predictions": str(output / "predictions.parquet"),
+        "sharding": {},
+    }
+    score(parse_config(ScoreConfig, evaluation))
+
+
+def predictions(folder: Path, output: str) -> list[float]:
+    return pq.read_table(folder / output / "predictions.parquet")["prediction"].to_pylist()
+
+
+def user_table(checkpoint: Path) -> torch.Tensor:
+    tables = dict(load_for_serving(checkpoint).named_parameters())
+    return next(table for name, table in tables.items() if ".t_user." in name)
+
+
+@pytest.fixture(scope="module")
+def folder(device, write_clicks, tmp_path_factory) -> Path:
+    """A run, and the clicks after it: other users, most of the old ones at other places."""
+    folder = tmp_path_factory.mktemp("warm_start")
+    write_clicks(folder / "train.csv", 1000, 0)
+    with write_clicks(folder / "drawn.csv", 900, 5).open(newline="") as file:
+        header, *rows = csv.reader(file)
+    user = header.index("user")
+    for row in rows:
+        row[user] = {"u3": "new", "u5": "newer"}.get(row[user], row[user])
+    for name, part in (("valid.csv", rows[:200]), ("later.csv", rows[200:])):
+        with (folder / name).open("w", newline="") as file:
+            known = [row for row in part if name == "later.csv" or "new" not in row[user]]
+            csv.writer(file).writerows([header, *known])
+    train_and_score(values_of(folder, "source"))
+    return folder
+
+
+@pytest.mark.parametrize("sharding", ["row_wise", "column_wise", "table_wise", "data_parallel"])
+def test_values_take_their_rows_along(folder, sharding, caplog):
+    caplog.set_level(logging.INFO, "torchrec_hilomoe")
+    name = f"started_{sharding}"
+    values = started(folder, name, sharding={"type": sharding})
+    if sharding == "data_parallel":
+        values["optimizer"]["tables"] = {**AT_REST, "name": "adam", "kernel": "dense"}
+    train_and_score(values)
+    assert predictions(folder, name) == pytest.approx(predictions(folder, "source"), abs=1e-6)
+    assert "t_user.weight: 18 of 20 values are known to the checkpoint" in caplog.text
+    assert "t_tags.weight: 9 of 9 values are known to the checkpoint" in caplog.text
+    assert "t_item.weight: " not in caplog.text  # hashed alike
+
+
+def test_new_values_keep_the_weights_that_they_have(folder):
+    train(parse_run_config(values_of(folder, "fresh")))
+    train(parse_run_config(started(folder, "started")))
+    users = load_encoder(folder / "started" / "checkpoints" / "best" / "encoder").vocabulary("user")
+    new = [1 + users.to_pylist().index(user) for user in ("new", "newer")]
+    fresh, warm = (
+        user_table(folder / name / "checkpoints" / "best") for name in ("fresh", "started")
+    )
+    assert torch.equal(fresh[new], warm[new])
+    known = [row for row in range(1, len(warm)) if row not in new]
+    assert not torch.isclose(fresh[known], warm[known]).all(1).any()
+
+
+@pytest.mark.slow
+@pytest.mark.multirank
+@pytest.mark.parametrize("sharding", ["row_wise", "column_wise"])
+def test_two_ranks_take_the_rows_of_one(folder, sharding):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    values = json.dumps(started(folder, f"two_ranks_{sharding}", sharding={"type": sharding}))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launcher, __file__, values], env=environment, check=True, timeout=180)
+    assert predictions(folder, f"two_ranks_{sharding}") == pytest.approx(
+        predictions(folder, "source"), abs=1e-6
+    )
+
+
+def test_hashes_of_another_size_are_refused(folder):
+    schema = {**SCHEMA, "categorical": ["user", {"name": "item", "hash_size": 40}]}
+    values = started(folder, "other_hash")
+    values["data"]["schema"] = schema
+    with pytest.raises(CheckpointError, match="hashed to 51 rows there, .* hashed to 41 rows here"):
+        train(parse_run_config(values))
+
+
+def test_columns_in_another_order_are_refused(folder, caplog):
+    """Shapes alone would let each column have another's weights."""
+    values = started(folder, "other_order")
+    values["data"]["schema"] = {**SCHEMA, "categorical": [*reversed(SCHEMA["categorical"])]}
+    problem = "sparse features: user, item, tags there, item, user, tags here"
+    with pytest.raises(CheckpointError, match=problem):
+        train(parse_run_config(values))
+    values["checkpoint"]["strict"] = False
+    train(parse_run_config(values))
+    assert f"warm start without what does not fit: {problem}" in caplog.text
+
+
+if __name__ == "__main__":
+    init_process_group()
+    train_and_score(json.loads(sys.argv[1]))
+    dist.barrier()
+    os._exit(0)  # gloo may abort on the way out of an interpreter whose work is done
