@@ -15,7 +15,14 @@ import pyarrow as pa
 import pytest
 
 from torchrec_hilomoe.config import parse_config
-from torchrec_hilomoe.data import CTRBatch, DataConfig, SchemaConfig, load_encoder, open_data
+from torchrec_hilomoe.data import (
+    CTRBatch,
+    DataConfig,
+    DataSource,
+    SchemaConfig,
+    load_encoder,
+    open_data,
+)
 from torchrec_hilomoe.data.encoder import TabularEncoder
 from torchrec_hilomoe.data.files import RawFormat
 
@@ -156,6 +163,40 @@ def test_a_saved_encoder_is_the_same_encoder(
     assert {n: v.to_pylist() for n, v in second.vocabularies.items()} == {
         n: v.to_pylist() for n, v in first.vocabularies.items()
     }
+
+
+def test_a_later_day_extends_the_vocabularies(
+    write_csv: Callable[..., Path], make_config: Callable[..., DataConfig], tmp_path: Path
+) -> None:
+    def opened(rows: list[dict[str, str]], **changes: str) -> DataSource:
+        config = make_config(write_csv("day.csv", rows), SCHEMA, **changes)
+        return open_data(config, rank=0, world_size=1, seed=0)
+
+    days = raw_rows(300, 1), [{**row, "city": "Oslo"} for row in raw_rows(80, 2)]
+    opened(days[0]).save(tmp_path / "first")
+    extended = opened(days[1], vocabularies_from=str(tmp_path / "first"))
+    alone, first = opened(days[1]).encoder, load_encoder(tmp_path / "first")
+    assert extended.encoder.moments == first.moments != alone.moments
+    for name in ("city", "user", "tags"):
+        known, new, joined = (
+            encoder.vocabulary(name).to_pylist() for encoder in (first, alone, extended.encoder)
+        )
+        assert joined == known + [value for value in new if value not in known]
+    assert extended.encoder.vocabulary("city").to_pylist()[4:] == ["Oslo"]
+    again = opened(days[1], vocabularies_from=str(tmp_path / "first"))
+    assert again.encoder.digest() == extended.encoder.digest()
+
+
+def test_columns_that_the_earlier_day_lacks_are_learnt(
+    write_csv: Callable[..., Path], make_config: Callable[..., DataConfig], tmp_path: Path
+) -> None:
+    path = write_csv("train.csv", raw_rows(100, 1))
+    schema = {**SCHEMA, "dense": [], "categorical": ["city", {"name": "user", "hash_size": 9}]}
+    open_data(make_config(path, schema), rank=0, world_size=1, seed=0).save(tmp_path / "first")
+    config = make_config(path, SCHEMA, vocabularies_from=str(tmp_path / "first"))
+    plain = make_config(path, SCHEMA)
+    digests = {open_data(c, rank=0, world_size=1, seed=0).encoder.digest() for c in (config, plain)}
+    assert len(digests) == 1
 
 
 def test_ids_of_one_column_do_not_pass_for_those_of_the_next() -> None:

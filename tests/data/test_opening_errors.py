@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from torchrec_hilomoe.data import DataConfig, DataSource, open_data, open_encoded
+from torchrec_hilomoe.data.criteo import CriteoEncoder
 from torchrec_hilomoe.errors import ConfigError, DataError
 
 MakeConfig = Callable[..., DataConfig]
@@ -27,6 +28,17 @@ def test_a_folder_without_an_encoder(tmp_path: Path) -> None:
     (tmp_path / "encoder.json").write_text('{"kind": "tabular", "format_version": 0}')
     with pytest.raises(DataError, match=r"encoder\.json: has the format version 0.*train again"):
         open_encoded(tmp_path, "x.csv", batch_size=4, rank=0, world_size=1)
+
+
+def test_vocabularies_from_elsewhere(tmp_path: Path, make_config: MakeConfig) -> None:
+    (tmp_path / "t.csv").write_text(EIGHT_ROWS)
+    config = make_config(tmp_path / "t.csv", SCHEMA, vocabularies_from=str(tmp_path))
+    key = rf"^data\.vocabularies_from={tmp_path}: "
+    with pytest.raises(DataError, match=key + r"name a checkpoint's folder encoder; .*cannot be"):
+        opened(config)
+    CriteoEncoder([5] * 26).save(tmp_path)
+    with pytest.raises(ConfigError, match=key + r"data of criteo_1tb have no vocabularies"):
+        opened(config)
 
 
 BAD_FILES = [
@@ -67,6 +79,10 @@ def test_nothing_left_after_skipping(tmp_path: Path, make_config: MakeConfig) ->
         ({"source": "movielens100k", "valid": "v"}, r"data\.valid: data\.source=movielens100k"),
         ({"schema": {"dense": ["price"]}}, r"data\.schema: names no categorical and no multi"),
         ({"source": "criteo_1tb"}, r"data\.hash_sizes: required"),
+        (
+            {"source": "criteo_1tb", "vocabularies_from": "v"},
+            r"data\.vocabularies_from: the ids of data\.source=criteo_1tb are taken modulo",
+        ),
     ],
 )
 def test_configurations_that_do_not_fit(

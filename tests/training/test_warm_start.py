@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,19 @@ def test_new_values_keep_the_weights_that_they_have(folder):
     assert torch.equal(fresh[new], warm[new])
     known = [row for row in range(1, len(warm)) if row not in new]
     assert not torch.isclose(fresh[known], warm[known]).all(1).any()
+
+
+def test_values_of_the_earlier_day_stay_in_extended_vocabularies(folder):
+    values = started(folder, "extended")
+    best = folder / "source" / "checkpoints" / "best"
+    values["data"]["vocabularies_from"] = str(best / "encoder")
+    train(parse_run_config(values))
+    before, after = (user_table(path) for path in (best, folder / "extended/checkpoints/best"))
+    assert len(after) == len(before) + 2  # u3 and u5 are gone, and two are new
+    assert torch.equal(after[: len(before)], before)
+    shutil.copytree(best / "encoder", folder / "moved")
+    values["data"]["vocabularies_from"] = str(folder / "moved")
+    train(parse_run_config(values))  # the same run: what came of it is the same
 
 
 @pytest.mark.slow

@@ -172,6 +172,9 @@ class DataConfig:
         valid (str | list[str] | None): the same for validation.
         test (str | list[str] | None): the same for testing.
         schema (SchemaConfig): the columns.
+        vocabularies_from (str | None): the folder ``encoder`` of a checkpoint. Its values keep
+            their table rows, whether or not the training rows have them, and new values come behind
+            them; standardised columns keep its statistics.
         batch_size (int): rows of a batch over all ranks; a multiple of their number.
         format (str): ``"auto"`` goes by the suffix; ``"csv"`` or ``"parquet"`` overrule it.
         delimiter (str | None): of CSV; by default a tab for ``.tsv`` and a comma otherwise.
@@ -200,6 +203,7 @@ class DataConfig:
     valid: str | list[str] | None = None
     test: str | list[str] | None = None
     schema: SchemaConfig = field(default_factory=SchemaConfig)
+    vocabularies_from: str | None = None
     batch_size: PositiveInt = 4096
     format: Literal["auto", "csv", "parquet"] = "auto"
     delimiter: Annotated[str, AfterValidator(_csv_character)] | None = None

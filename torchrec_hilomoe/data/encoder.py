@@ -22,7 +22,7 @@ from torchrec_hilomoe.data.files import RawFormat
 from torchrec_hilomoe.data.hashing import fnv1a, hash_to_rows
 from torchrec_hilomoe.data.parse import ParsedRows
 from torchrec_hilomoe.data.rows import EncodedRows, IdBags, Int32Array
-from torchrec_hilomoe.data.vocabulary import ValueCounts, look_up
+from torchrec_hilomoe.data.vocabulary import ValueCounts, extended, look_up
 
 #: Raised with every change of what encoded files hold, so that old caches are left alone.
 FORMAT_VERSION = 2
@@ -154,7 +154,10 @@ class TabularEncoder:
 
 
 def fit_encoder(
-    schema: SchemaConfig, raw_format: RawFormat, chunks: Iterable[ParsedRows]
+    schema: SchemaConfig,
+    raw_format: RawFormat,
+    chunks: Iterable[ParsedRows],
+    former: TabularEncoder | None = None,
 ) -> TabularEncoder:
     """Learns vocabularies and statistics from one pass over the training rows.
 
@@ -162,6 +165,8 @@ def fit_encoder(
         schema (SchemaConfig): the columns.
         raw_format (RawFormat): how the raw files are written.
         chunks (Iterable[ParsedRows]): the training rows; not read if there is nothing to learn.
+        former (TabularEncoder | None): of earlier rows. Its values keep their rows, and those that
+            it does not know come behind them; statistics that it has stay as they are.
 
     Returns:
         TabularEncoder: the same for the same rows in any chunks.
@@ -180,4 +185,8 @@ def fit_encoder(
                 moments[dense.name].add(numbers)
     min_counts = {column.name: column.min_count for column in schema.sparse}
     vocabularies = {name: c.vocabulary(min_counts[name]) for name, c in counted.items()}
+    if former is not None:
+        for name in vocabularies.keys() & former.vocabularies.keys():
+            vocabularies[name] = extended(former.vocabularies[name], vocabularies[name])
+        moments |= {name: former.moments[name] for name in moments if name in former.moments}
     return TabularEncoder(schema, raw_format, vocabularies, moments)

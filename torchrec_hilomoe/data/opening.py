@@ -159,6 +159,11 @@ def _prepare(config: DataConfig, progress: bool) -> PreparedData:
     root = cache_root(config.cache_dir)
     if config.source == "criteo_1tb":
         _require_train(config)
+        if config.vocabularies_from is not None:
+            raise ConfigError(
+                "data.vocabularies_from: the ids of data.source=criteo_1tb are taken modulo, there "
+                "are no vocabularies; leave it out"
+            )
         encoder, stores = open_criteo(config)
         return PreparedData(encoder, stores, {}, {}, root)
     if config.source == "synthetic":
@@ -184,9 +189,22 @@ def _prepare_tabular(config: DataConfig, root: Path, progress: bool) -> Prepared
             "one"
         )
     raw = {split: find_raw_files(config, split) for split in SPLITS if config.paths(split)}
-    encoder = fit_cached(config.schema, raw["train"], root, progress)
+    encoder = fit_cached(config.schema, raw["train"], root, progress, _former_encoder(config))
     encoded = {split: encode_cached(encoder, files, root, progress) for split, files in raw.items()}
     return _prepared(encoder, encoded, root)
+
+
+def _former_encoder(config: DataConfig) -> TabularEncoder | None:
+    if config.vocabularies_from is None:
+        return None
+    key = f"data.vocabularies_from={config.vocabularies_from}"
+    try:
+        encoder = _load_encoder(Path(config.vocabularies_from))
+    except DataError as error:
+        raise DataError(f"{key}: name a checkpoint's folder encoder; {error}") from None
+    if not isinstance(encoder, TabularEncoder):
+        raise ConfigError(f"{key}: data of {encoder.kind} have no vocabularies; leave it out")
+    return encoder
 
 
 def _prepared(encoder: Encoder, encoded: Mapping[str, EncodedSplit], root: Path) -> PreparedData:

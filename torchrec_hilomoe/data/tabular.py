@@ -128,7 +128,11 @@ def find_raw_files(config: DataConfig, split: str) -> RawFiles:
 
 
 def fit_cached(
-    schema: SchemaConfig, train: RawFiles, root: Path, progress: bool = False
+    schema: SchemaConfig,
+    train: RawFiles,
+    root: Path,
+    progress: bool = False,
+    former: TabularEncoder | None = None,
 ) -> TabularEncoder:
     """Learns the encoder from the training rows, or takes it from the cache.
 
@@ -137,16 +141,18 @@ def fit_cached(
         train (RawFiles): the training rows.
         root (Path): the cache.
         progress (bool): whether to show a progress bar.
+        former (TabularEncoder | None): of earlier rows, to be extended.
 
     Returns:
-        TabularEncoder: vocabularies and statistics of ``train``.
+        TabularEncoder: vocabularies and statistics of ``train``, and of ``former``.
     """
 
     def build(folder: Path) -> None:
         rows = train.parsed(schema, BadRows(train.on_bad_row), "Learning vocabularies of", progress)
-        fit_encoder(schema, train.raw_format, rows).save(folder)
+        fit_encoder(schema, train.raw_format, rows, former).save(folder)
 
-    key = key_of(FORMAT_VERSION, dataclasses.asdict(schema), train.key(root))
+    content = [train.key(root), *([former.digest()] if former else [])]
+    key = key_of(FORMAT_VERSION, dataclasses.asdict(schema), *content)
     return TabularEncoder.load(build_once(root / "encoders" / key, build))
 
 

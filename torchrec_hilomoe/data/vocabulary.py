@@ -63,3 +63,15 @@ def look_up(texts: pa.LargeStringArray, vocabulary: pa.LargeStringArray) -> npt.
     """
     positions = pc.index_in(texts, value_set=vocabulary).fill_null(-1)
     return positions.to_numpy() + np.int32(1)
+
+
+def extended(vocabulary: pa.LargeStringArray, texts: pa.LargeStringArray) -> pa.LargeStringArray:
+    """A vocabulary, and behind it the texts that it lacks.
+
+    Example:
+        >>> known, seen = (pa.array(texts, pa.large_string()) for texts in (["b", "c"], ["a", "c"]))
+        >>> extended(known, seen).to_pylist()
+        ['b', 'c', 'a']
+    """
+    new = texts.filter(pc.invert(pc.is_in(texts, value_set=vocabulary)))
+    return pa.concat_arrays([vocabulary, new])

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 # What a run may change and still be the same run.
 _FREE = ("checkpoint", "sharding", "output_dir", "data.cache_dir", "data.num_workers",
+         "data.vocabularies_from",  # "encoder" tells what came of it
          "training.log_every", "training.timeout_minutes", "training.on_non_finite")  # fmt: skip
 # Without these the saved position means nothing.
 _FIXED = ("model", "seed", "features", "encoder", "rows.train", "data.batch_size", "data.shuffle",
