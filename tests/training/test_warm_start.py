@@ -132,22 +132,20 @@ def test_values_take_their_rows_along(folder, sharding, caplog):
         values["optimizer"]["tables"] = {**AT_REST, "name": "adam", "kernel": "dense"}
     train_and_score(values)
     assert predictions(folder, name) == pytest.approx(predictions(folder, "source"), abs=1e-6)
-    assert "t_user.weight: 18 of 20 values are known to the checkpoint" in caplog.text
-    assert "t_tags.weight: 9 of 9 values are known to the checkpoint" in caplog.text
-    assert "t_item.weight: " not in caplog.text  # hashed alike
+    assert "t_user: 18 of 20 values are known to the checkpoint" in caplog.text
+    assert "t_tags: 9 of 9 values are known to the checkpoint" in caplog.text
+    assert "warm start: t_item" not in caplog.text  # hashed alike
 
 
-def test_new_values_keep_the_weights_that_they_have(folder):
-    train(parse_run_config(values_of(folder, "fresh")))
+def test_new_values_start_as_the_mean_of_the_known(folder):
     train(parse_run_config(started(folder, "started")))
     users = load_encoder(folder / "started" / "checkpoints" / "best" / "encoder").vocabulary("user")
     new = [1 + users.to_pylist().index(user) for user in ("new", "newer")]
-    fresh, warm = (
-        user_table(folder / name / "checkpoints" / "best") for name in ("fresh", "started")
+    before, after = (
+        user_table(folder / name / "checkpoints" / "best") for name in ("source", "started")
     )
-    assert torch.equal(fresh[new], warm[new])
-    known = [row for row in range(1, len(warm)) if row not in new]
-    assert not torch.isclose(fresh[known], warm[known]).all(1).any()
+    torch.testing.assert_close(after[new], before[1:].mean(0).expand(2, -1))
+    assert torch.equal(after[0], before[0])  # unknown values
 
 
 def test_values_of_the_earlier_day_stay_in_extended_vocabularies(folder):

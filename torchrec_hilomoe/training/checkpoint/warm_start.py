@@ -32,8 +32,9 @@ def warm_start(
     """Loads the weights of a checkpoint, and nothing else. Every rank must call it.
 
     Where a table's vocabulary is another one than the checkpoint's, each value takes its row along,
-    wherever it stands now, and new values keep the weights that they have. Such tables are read
-    whole on every rank, one after the other; all else goes straight to its shards.
+    wherever it stands now, and new values start as the mean of the checkpoint's: a model that knows
+    nothing of a value predicts what is usual. Such tables are read whole on every rank, one after
+    the other; all else goes straight to its shards.
 
     Args:
         model (DistributedModelParallel): under any sharding plan.
@@ -130,16 +131,18 @@ def _load_moved(
     name: str, table: Tensor, saved_shape: tuple[int, ...], old_rows: Int32Array, weights: Path
 ) -> None:
     """Fills this rank's pieces of a table from rows that stand elsewhere in the checkpoint."""
-    saved = torch.empty(saved_shape, dtype=table.dtype)
-    load_tensors({"model": {name: saved}}, weights)
+    num_rows, dim = saved_shape
+    saved = torch.empty((num_rows + 1, dim), dtype=table.dtype)
+    load_tensors({"model": {name: saved[:-1]}}, weights)
+    saved[-1] = saved[min(1, num_rows - 1) : -1].mean(0)  # where -1, a new value, finds it
     source = torch.from_numpy(old_rows).long()
     for piece, row, column in local_shards(table):
-        wanted = source[row : row + piece.size(0)]
-        known = (wanted >= 0).nonzero().squeeze(1)
-        found = saved[wanted[known], column : column + piece.size(1)]
-        piece[known.to(piece.device)] = found.to(piece.device)
+        piece.copy_(saved[source[row : row + piece.size(0)], column : column + piece.size(1)])
     if is_main_rank():
         num_known, total = int((source > 0).sum()), len(source) - 1
         logger.info(
-            "warm start: %s: %d of %d values are known to the checkpoint", name, num_known, total
+            "warm start: %s: %d of %d values are known to the checkpoint",
+            table_of(name),
+            num_known,
+            total,
         )
