@@ -7,6 +7,7 @@ import itertools
 import json
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchrec_hilomoe.errors import CheckpointError, ConfigError
 from torchrec_hilomoe.training.checkpoint import folder, run_checkpoints
@@ -74,7 +75,7 @@ def test_a_best_of_an_abandoned_branch_is_not_reported(run_training, tmp_path, k
     metrics = run_training(run, keep, worse, f"checkpoint.resume={branch}")
     assert _links(run) == {"last": "step-00000020.1", "best": best}
     saved = json.loads((run / "checkpoints" / best / "run.json").read_text())
-    assert metrics["valid"]["auc"] == saved["progress"]["best_auc"]
+    assert metrics["valid"]["auc"] == saved["progress"]["best"]
 
 
 def test_a_start_that_is_refused_leaves_the_links_alone(run_training, tmp_path):
@@ -97,7 +98,7 @@ def test_a_run_from_a_checkpoint_elsewhere_has_a_best_of_its_own(run_training, t
     metrics = run_training(run, worse, f"checkpoint.resume={source}")
     assert _links(run) == {"last": "step-00000020", "best": "step-00000020"}
     saved = json.loads((run / "checkpoints" / "best" / "run.json").read_text())
-    assert metrics["valid"]["auc"] == saved["progress"]["best_auc"]
+    assert metrics["valid"]["auc"] == saved["progress"]["best"]
 
 
 def test_a_finished_run_from_elsewhere_is_reported_not_the_one_in_the_folder(
@@ -124,3 +125,24 @@ def test_a_disk_that_is_full_for_rank_0_alone_is_an_error_of_all(
         with pytest.raises(CheckpointError, match="No space left on device"):
             run_training(tmp_path)
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("monitor", ["auc", "gauc", "logloss"])
+def test_the_best_weights_are_best_in_what_is_monitored(run_training, tmp_path, monitor):
+    # Rates so high that the three do not agree.
+    rates = [f"optimizer.{part}.learning_rate=0.02" for part in ("tables", "backbone")]
+    often = ["training.evaluations_per_epoch=5", "training.stages.joint.epochs=4"]
+    metrics = run_training(tmp_path, *rates, *often, f"training.monitor={monitor}")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    best = {
+        name: choose(events.Scalars(f"valid/{name}")[1:], key=lambda event: event.value)
+        for name, choose in {"auc": max, "gauc": max, "logloss": min}.items()
+    }
+    assert len({event.step for event in best.values()}) == 3
+    assert _links(tmp_path)["best"] == f"step-{best[monitor].step:08}"
+    assert metrics["valid"][monitor] == pytest.approx(best[monitor].value)
+
+
+def test_a_grouped_auc_needs_a_group(run_training, tmp_path):
+    with pytest.raises(ConfigError, match=r"^training\.monitor: gauc needs data\.schema\.group"):
+        run_training(tmp_path, "training.monitor=gauc", "data.schema.group=null")

@@ -71,5 +71,5 @@ def test_experts_are_off_where_they_were_off_in_the_best_stage(run_training, sco
     best = run / "checkpoints" / "best"
     saved = json.loads((best / "run.json").read_text())["progress"]
     assert [*saved["stages"]] == ["warm_up"]
-    assert metrics["valid"]["auc"] == saved["best_auc"]
-    assert score_rows(best)[0]["auc"] == pytest.approx(saved["best_auc"], abs=1e-6)
+    assert metrics["valid"]["auc"] == saved["best"]
+    assert score_rows(best)[0]["auc"] == pytest.approx(saved["best"], abs=1e-6)

@@ -71,8 +71,8 @@ class ScheduleConfig:
 
     Attributes:
         name (str): ``constant``; ``linear`` or ``cosine`` decay to ``final_factor`` at the end of
-            the run; ``plateau``: times ``plateau_factor`` after each evaluation whose valid AUC
-            does not improve on the best so far.
+            the run; ``plateau``: times ``plateau_factor`` after each evaluation that is no new
+            best.
         warmup_batches (int): the factor grows linearly from 0 to 1 over so many batches.
         final_factor (float): the factor at the end of a decay.
         plateau_factor (float): see ``plateau``.
@@ -97,8 +97,11 @@ class TrainingConfig:
         max_train_batches (int | None): at most so many global batches in each stage.
         max_eval_batches (int | None): at most so many batches in each evaluation.
         evaluations_per_epoch (int): evaluations on valid in each epoch.
+        monitor (str): the metric on valid whose best weights are kept, and which the ``plateau``
+            schedule and early stopping follow: ``auc``, ``gauc`` (needs ``data.schema.group``) or
+            ``logloss``.
         early_stopping_patience (int | None): a stage ends after so many evaluations in a row
-            without a new best valid AUC.
+            without a new best.
         gradient_clip_norm (float | None): clip the global norm of all dense gradients. Fused
             table gradients never exist as tensors and are not clipped.
         on_non_finite (str): what happens to a batch whose loss or gradients are not finite:
@@ -117,6 +120,7 @@ class TrainingConfig:
     max_train_batches: PositiveInt | None = None
     max_eval_batches: PositiveInt | None = None
     evaluations_per_epoch: PositiveInt = 1
+    monitor: Literal["auc", "gauc", "logloss"] = "auc"
     early_stopping_patience: PositiveInt | None = None
     gradient_clip_norm: PositiveFloat | None = None
     on_non_finite: Literal["raise", "skip"] = "raise"
@@ -224,8 +228,8 @@ class ShardingConfig:
 class CheckpointConfig:
     """When checkpoints are written, how many are kept, and what a run starts from.
 
-    Besides the times given here one is written at the end of each stage, at each new best valid
-    AUC, and on SIGTERM and SIGINT.
+    Besides the times given here one is written at the end of each stage, at each new best on
+    valid, and on SIGTERM and SIGINT.
 
     Attributes:
         resume (str): ``auto``: go on from the newest whole checkpoint in the output folder, if

@@ -24,7 +24,7 @@ from torchrec_hilomoe.training.guards import (
     warn_if_not_learning,
 )
 from torchrec_hilomoe.training.interruption import TrainingInterrupted, Watch
-from torchrec_hilomoe.training.metrics import Predictions
+from torchrec_hilomoe.training.metrics import Predictions, is_better
 from torchrec_hilomoe.training.optimizers import StageOptimizer
 from torchrec_hilomoe.training.progress import Progress
 from torchrec_hilomoe.training.recorder import Recorder
@@ -232,16 +232,17 @@ class Trainer:
         metrics = predictions.compute()
         self._guard.check_evaluation(metrics)
         self._recorder.scalars("valid", metrics, progress.step)
-        progress.valid_auc = auc = metrics["auc"]
+        progress.valid_auc = metrics["auc"]
         if not progress.step:
             return False
         health = {name: value._asdict() for name, value in usage.compute().items()}
         progress.stages[cast(str, progress.stage)]["experts"] = health
         if is_main_rank() and progress.step > self._config.schedule.warmup_batches:
-            warn_if_not_learning(auc, progress.step)
-        improved = auc is not None and (progress.best_auc is None or auc > progress.best_auc)
+            warn_if_not_learning(progress.valid_auc, progress.step)
+        value = metrics[self._config.monitor]
+        improved = value is not None and is_better(self._config.monitor, value, progress.best)
         if improved:
-            progress.best_auc = auc
+            progress.best = value
         self._schedule.evaluated(improved)
         progress.plateau = self._schedule.plateau
         progress.since_best = 0 if improved else progress.since_best + 1
@@ -277,8 +278,8 @@ class Trainer:
         return every is not None and step % every == 0 and step != self._saved_step
 
     def _save(self, optimizer: StageOptimizer | None, best: bool) -> None:
-        # Without a valid AUC the last weights are the best known.
-        best = best or (self.progress.finished and self.progress.best_auc is None)
+        # Without metrics on valid the last weights are the best known.
+        best = best or (self.progress.finished and self.progress.best is None)
         self._checkpoints.save(self._model, optimizer, self.progress, best)
         self._saved_step = self.progress.step
         self.watch.saved()

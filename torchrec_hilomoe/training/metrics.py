@@ -100,6 +100,26 @@ class Predictions:
         return _gather(torch.cat(self._groups or [torch.empty(0).long()]))
 
 
+def is_better(metric: str, value: float, best: float | None) -> bool:
+    """Whether a value of a metric is a new best.
+
+    Args:
+        metric (str): ``logloss``, of which less is better; of all others more is.
+        value (float): the value.
+        best (float | None): the best so far, if there is one.
+
+    Returns:
+        bool: False where they are equal.
+
+    Example:
+        >>> is_better("auc", 0.8, None), is_better("auc", 0.8, 0.7), is_better("logloss", 0.8, 0.7)
+        (True, True, False)
+    """
+    if best is None:
+        return True
+    return value < best if metric == "logloss" else value > best
+
+
 def _auc(logits: torch.Tensor, labels: torch.Tensor) -> float:
     # torchmetrics takes a sigmoid of values outside [0, 1], in which large logits would tie.
     ranks = torch.unique(logits, return_inverse=True)[1].double()

@@ -56,7 +56,7 @@ class LearningRateSchedule:
         """Takes the outcome of an evaluation; matters to ``plateau``.
 
         Args:
-            improved (bool): whether the valid AUC was a new best.
+            improved (bool): whether it was a new best.
         """
         if self._config.name == "plateau" and not improved:
             self.plateau *= self._config.plateau_factor

@@ -83,7 +83,7 @@ class RunCheckpoints:
         if self.resumed is not None:
             self._best = self._find_best(self.resumed.progress)
             if self._best is None:  # gone, or in another folder: the next one is the best
-                self.resumed.progress.best_auc = None
+                self.resumed.progress.best = None
 
     def relink(self) -> None:
         """Points ``last`` and ``best`` to the checkpoints that the run goes on from.
@@ -140,14 +140,14 @@ class RunCheckpoints:
         load_training(model, optimizer, self._source / WEIGHTS, same_world)
 
     def _find_best(self, progress: Progress) -> Path | None:
-        """The checkpoint in the run's folder whose valid AUC is the best of a progress."""
+        """The checkpoint in the run's folder whose weights are the best of a progress."""
 
         def is_best(checkpoint: Path) -> bool:
             try:
                 saved = read_run(checkpoint)
             except ConfigError:
                 return False  # damaged
-            return saved.best and saved.progress.best_auc == progress.best_auc
+            return saved.best and saved.progress.best == progress.best
 
         newest_first = reversed(self._folder.own)
         return broadcast(next(filter(is_best, newest_first), None) if is_main_rank() else None)
