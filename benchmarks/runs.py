@@ -38,6 +38,8 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 
 _DECISIVE = ("data", "model", "training", "optimizer")
+_FILES = ("train", "valid", "test", "vocabularies_from", "quote_char")
+_UNDECISIVE = (*_FILES, "cache_dir", "num_workers")
 
 
 @functools.cache
@@ -52,6 +54,8 @@ def config_digest(overrides: tuple[str, ...]) -> str:
     """
     config = composed(overrides)
     groups = {key: OmegaConf.to_container(config[key]) for key in _DECISIVE}
-    for key in ("train", "valid", "test", "quote_char", "cache_dir", "num_workers"):
+    for key in _UNDECISIVE:
         groups["data"].pop(key, None)
+    if groups["training"]["monitor"] == "auc":  # as all runs before the key was there
+        del groups["training"]["monitor"]
     return hashlib.sha256(json.dumps(groups, sort_keys=True).encode()).hexdigest()[:12]
