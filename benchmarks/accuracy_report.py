@@ -16,12 +16,19 @@ from accuracy_ablations import BASE, ablation_tables, plot_sizes
 from accuracy_bars import bars_table
 from accuracy_plan import load_plan
 from accuracy_stats import best_baseline, compare, is_baseline, newest, spread, summary
+from adjustText import adjust_text
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 HERE = Path(__file__).parent
 #: Rows of the tables that are no candidates: a part left out, or a weight that did worse.
 _WITHOUT = ("no_dot_products", "strong_auxiliary")
+#: Marker, colour and name of each kind of model in the plot.
+_STYLES = {
+    "hilomoe": ("D", "tab:blue", "HiLoMoE"),
+    "twin": ("^", "tab:orange", "the same without experts"),
+    "baseline": ("o", "tab:gray", "public architectures"),
+}
 _PART = "<!-- {}: written by benchmarks/accuracy_report.py -->\n"
 _END = "<!-- end -->\n"
 
@@ -104,40 +111,53 @@ def against(runs: pd.DataFrame, data: str, model: str, best: str | None) -> str:
 
 
 def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
-    """Test AUC over FLOPs, one panel for each data set."""
+    """Test AUC over FLOPs, one panel for each data set, and the line that nothing lies above."""
     names = list(runs[runs.kind == "seed"].data.unique())
     columns = min(2, len(names))
     lines = -(-len(names) // columns)
-    figure = plt.figure(figsize=(6 * columns, 4 * lines), layout="constrained")
-    for place, data in enumerate(names, start=1):
-        axis = figure.add_subplot(lines, columns, place)
+    figure = plt.figure(figsize=(7 * columns, 5 * lines), layout="constrained")
+    axes = [figure.add_subplot(lines, columns, place + 1) for place in range(len(names))]
+    for axis, data in zip(axes, names, strict=True):
         rows = summary(runs, data)
+        costs = rows.flops / 1e3
         for model, row in rows.iterrows():
-            style = {"marker": "o" if is_baseline(model) else "D"}
-            color = "tab:gray" if is_baseline(model) else "tab:blue"
-            axis.errorbar(row.flops / 1e3, row.auc, row.sd, color=color, capsize=2, **style)
-        axis.set(title=data, xlabel="kFLOPs a sample (dense part)", ylabel="test AUC")
-        axis.margins(0.25, 0.2)
-        axis.set_xlim(left=0)
-        label_points(axis, rows)
+            marker, color, _ = style_of(str(model))
+            axis.errorbar(
+                row.flops / 1e3, row.auc, row.sd, marker=marker, color=color, capsize=2, alpha=0.8
+            )
+        best_so_far = rows.auc[costs.sort_values().index].cummax()
+        axis.step(costs[best_so_far.index], best_so_far, where="post", color="tab:green", lw=0.8)
+        axis.set(title=data, xscale="log", ylabel="test AUC")
+        axis.set_xlabel("kFLOPs a sample (dense part)")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.xaxis.set_minor_formatter("")
+        axis.margins(0.15, 0.1)
+    for marker, color, kind in _STYLES.values():
+        axes[0].plot([], [], marker=marker, color=color, ls="", label=kind)
+    axes[0].legend(loc="lower right", fontsize=8)
+    figure.draw_without_rendering()  # the layout decides where names have room
+    for axis, data in zip(axes, names, strict=True):
+        rows = summary(runs, data)
+        texts = [
+            axis.text(row.flops / 1e3, row.auc, model, size=8) for model, row in rows.iterrows()
+        ]
+        adjust_text(
+            texts,
+            ax=axis,
+            expand=(1.15, 1.4),
+            arrowprops={"arrowstyle": "-", "color": "gray", "lw": 0.5},
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def label_points(axis: Axes, rows: pd.DataFrame) -> None:
-    """Names each point beside it, lower where the name of a higher point is in the way."""
-    taken: list[tuple[float, float, float]] = []  # left, right and height of the names
-    for model, row in rows.iterrows():
-        point = (row.flops / 1e3, row.auc)
-        x, y = axis.transAxes.inverted().transform(axis.transData.transform(point))
-        width = 0.014 * len(str(model))
-        x = x + 0.015 if x + width < 1 else x - 0.015 - width
-        y += 0.015
-        while any(left < x + width and x < end and abs(y - at) < 0.05 for left, end, at in taken):
-            y -= 0.01
-        taken.append((x, x + width, y))
-        axis.annotate(model, point, xytext=(x, y), textcoords="axes fraction", size=8)
+def style_of(model: str) -> tuple[str, str, str]:
+    """Marker, colour and kind of a model."""
+    if is_baseline(model):
+        return _STYLES["baseline"]
+    return _STYLES["twin" if "twin" in model else "hilomoe"]
 
 
 if __name__ == "__main__":
