@@ -38,7 +38,7 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 
 _DECISIVE = ("data", "model", "training", "optimizer")
-_FILES = ("train", "valid", "test", "vocabularies_from", "quote_char")
+_FILES = ("train", "valid", "test", "quote_char")
 _UNDECISIVE = (*_FILES, "cache_dir", "num_workers")
 
 
@@ -56,6 +56,8 @@ def config_digest(overrides: tuple[str, ...]) -> str:
     groups = {key: OmegaConf.to_container(config[key]) for key in _DECISIVE}
     for key in _UNDECISIVE:
         groups["data"].pop(key, None)
-    if groups["training"]["monitor"] == "auc":  # as all runs before the key was there
-        del groups["training"]["monitor"]
+    # As all runs had them before the keys were there.
+    for group, key, value in (("training", "monitor", "auc"), ("data", "vocabularies_from", None)):
+        if groups[group][key] == value:
+            del groups[group][key]
     return hashlib.sha256(json.dumps(groups, sort_keys=True).encode()).hexdigest()[:12]

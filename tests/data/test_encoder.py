@@ -190,9 +190,11 @@ def test_a_later_day_extends_the_vocabularies(
 def test_columns_that_the_earlier_day_lacks_are_learnt(
     write_csv: Callable[..., Path], make_config: Callable[..., DataConfig], tmp_path: Path
 ) -> None:
-    path = write_csv("train.csv", raw_rows(100, 1))
-    schema = {**SCHEMA, "dense": [], "categorical": ["city", {"name": "user", "hash_size": 9}]}
-    open_data(make_config(path, schema), rank=0, world_size=1, seed=0).save(tmp_path / "first")
+    rows = raw_rows(100, 1)
+    empty = write_csv("empty.csv", [{**row, "score": ""} for row in rows])  # its mean is not 0
+    schema = {**SCHEMA, "categorical": ["city"], "multi_valued": []}
+    open_data(make_config(empty, schema), rank=0, world_size=1, seed=0).save(tmp_path / "first")
+    path = write_csv("train.csv", rows)
     config = make_config(path, SCHEMA, vocabularies_from=str(tmp_path / "first"))
     plain = make_config(path, SCHEMA)
     digests = {open_data(c, rank=0, world_size=1, seed=0).encoder.digest() for c in (config, plain)}

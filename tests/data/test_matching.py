@@ -7,7 +7,7 @@ from torchrec_hilomoe.config import parse_config
 from torchrec_hilomoe.data import SchemaConfig, TabularEncoder
 from torchrec_hilomoe.data.criteo import CriteoEncoder
 from torchrec_hilomoe.data.files import RawFormat
-from torchrec_hilomoe.data.matching import matching_rows
+from torchrec_hilomoe.data.matching import matching_rows, other_columns
 from torchrec_hilomoe.errors import DataError
 
 
@@ -42,13 +42,12 @@ def test_an_empty_vocabulary_knows_nothing():
         (
             encoder(hash_size=7),
             encoder(hash_size=9),
-            "user: ids of tabular data, hashed to 8 rows there, "
-            "ids of tabular data, hashed to 10 rows here",
+            "user: hash_size 7 there, hash_size 9 here",
         ),
         (
             encoder("ann", "bob"),
             encoder(hash_size=2),
-            "user: a vocabulary of 2 values there, ids of tabular data, hashed to 3 rows here",
+            "user: a vocabulary of 2 there, hash_size 2 here",
         ),
     ],
 )
@@ -58,10 +57,39 @@ def test_rows_that_cannot_be_told_are_refused(old, new, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, []),
+        (
+            {"dense": ["age", {"name": "price", "transform": "log"}]},
+            ["dense columns: price (log), age there, age, price (log) here"],
+        ),
+        ({"dense": ["price", "age"]}, ["dense columns: price (log), age there, price, age here"]),
+        ({"dense": []}, ["dense columns: price (log), age there, none here"]),
+        (
+            {"multi_valued": [{"name": "tags", "hash_size": 5, "pooling": "sum"}]},
+            ["sparse features: user, tags (mean) there, user, tags here"],
+        ),
+    ],
+)
+def test_layers_know_columns_by_order_and_meaning(change, problem):
+    schema = {
+        "dense": [{"name": "price", "transform": "log"}, "age"],
+        "categorical": [{"name": "user", "hash_size": 5}],
+        "multi_valued": [{"name": "tags", "hash_size": 5}],
+    }
+    old, new = (
+        TabularEncoder(parse_config(SchemaConfig, values), RawFormat(), {}, {})
+        for values in (schema, schema | change)
+    )
+    assert other_columns(old, new) == problem
+
+
 def test_hashes_of_the_criteo_binaries_are_no_others():
     column = {"name": "cat_0", "hash_size": 4}
     schema = parse_config(SchemaConfig, {"label": "y", "categorical": [column]}, "data.schema")
-    with pytest.raises(DataError, match="ids of criteo_1tb data, hashed to 5 rows there"):
+    with pytest.raises(DataError, match="cat_0: criteo_1tb of 5 rows there, hash_size 4 here"):
         matching_rows(
             "cat_0", CriteoEncoder([5] * 26), TabularEncoder(schema, RawFormat("csv"), {}, {})
         )

@@ -34,10 +34,35 @@ def test_vocabularies_from_elsewhere(tmp_path: Path, make_config: MakeConfig) ->
     (tmp_path / "t.csv").write_text(EIGHT_ROWS)
     config = make_config(tmp_path / "t.csv", SCHEMA, vocabularies_from=str(tmp_path))
     key = rf"^data\.vocabularies_from={tmp_path}: "
-    with pytest.raises(DataError, match=key + r"name a checkpoint's folder encoder; .*cannot be"):
+    with pytest.raises(
+        DataError, match=key + r"name the folder encoder of a checkpoint; .*cannot be"
+    ):
         opened(config)
     CriteoEncoder([5] * 26).save(tmp_path)
     with pytest.raises(ConfigError, match=key + r"data of criteo_1tb have no vocabularies"):
+        opened(config)
+    plain = make_config(tmp_path / "t.csv", SCHEMA)
+    opened(plain).save(tmp_path)
+    (tmp_path / "vocabularies.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=key + r".*\(A run that is resumed may take its own, "):
+        opened(config)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ([{"name": "user", "hash_size": 3}], "user: hashed there and not here, or here and not"),
+        (["price"], "has no vocabulary of a column of data.schema"),
+    ],
+)
+def test_vocabularies_of_other_columns(
+    tmp_path: Path, make_config: MakeConfig, columns: list[Any], message: str
+) -> None:
+    (tmp_path / "t.csv").write_text(EIGHT_ROWS)
+    opened(make_config(tmp_path / "t.csv", {"categorical": columns})).save(tmp_path)
+    schema = {"categorical": ["user"]}
+    config = make_config(tmp_path / "t.csv", schema, vocabularies_from=str(tmp_path))
+    with pytest.raises(ConfigError, match=rf"^data\.vocabularies_from={tmp_path}: {message}"):
         opened(config)
 
 

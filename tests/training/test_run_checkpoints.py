@@ -10,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchrec_hilomoe.errors import CheckpointError, ConfigError
+from torchrec_hilomoe.training import parse_run_config, train
 from torchrec_hilomoe.training.checkpoint import folder, run_checkpoints
 
 
@@ -143,6 +144,39 @@ def test_the_best_weights_are_best_in_what_is_monitored(run_training, tmp_path, 
     assert metrics["valid"][monitor] == pytest.approx(best[monitor].value)
 
 
-def test_a_grouped_auc_needs_a_group(run_training, tmp_path):
+def test_what_is_monitored_stays(run_training, tmp_path):
+    run_training(tmp_path)
+    first = f"checkpoint.resume={tmp_path}/checkpoints/step-00000015"
+    with pytest.raises(ConfigError, match=r"training\.monitor \('auc' there, 'logloss' here\)"):
+        run_training(tmp_path, first, "training.monitor=logloss")
+
+
+@pytest.mark.parametrize("change", ["data.schema.group=null", "data.source=criteo_1tb"])
+def test_a_grouped_auc_needs_a_group(run_training, tmp_path, change):
     with pytest.raises(ConfigError, match=r"^training\.monitor: gauc needs data\.schema\.group"):
-        run_training(tmp_path, "training.monitor=gauc", "data.schema.group=null")
+        run_training(tmp_path, "training.monitor=gauc", change)
+
+
+def test_a_monitored_metric_needs_rows_that_define_it(run_training, tmp_path):
+    """One row of each group has one class alone."""
+    with pytest.raises(ConfigError, match=r"^training\.monitor: gauc is not defined, no group of"):
+        run_training(tmp_path, "training.monitor=gauc", "data.schema.group=price")
+
+
+def test_a_metric_is_monitored_on_valid(device, write_clicks, tmp_path):
+    values = {
+        "data": {
+            "train": str(write_clicks(tmp_path / "train.csv", 100, 0)),
+            "schema": {"label": "clicked", "categorical": ["user", "item"]},
+            "batch_size": 50,
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "model": {"name": "dlrm_cat", "embedding_dim": 8},
+        "training": {"stages": {"joint": {"batches": 1}}, "monitor": "logloss"},
+        "optimizer": {},
+        "sharding": {},
+        "seed": 0,
+        "output_dir": str(tmp_path / "run"),
+    }
+    with pytest.raises(ConfigError, match=r"^data\.valid: required by training\.monitor=logloss"):
+        train(parse_run_config(values))

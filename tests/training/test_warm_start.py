@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch import distributed as dist
 
 from torchrec_hilomoe.config import parse_config
 from torchrec_hilomoe.data import load_encoder
-from torchrec_hilomoe.errors import CheckpointError
+from torchrec_hilomoe.errors import CheckpointError, ConfigError
 from torchrec_hilomoe.inference import load_for_serving
 from torchrec_hilomoe.training import (
     ScoreConfig,
@@ -28,6 +29,7 @@ from torchrec_hilomoe.training import (
     score,
     train,
 )
+from torchrec_hilomoe.training.tables import table_of
 
 SCHEMA = {
     "label": "clicked",
@@ -159,6 +161,11 @@ def test_values_of_the_earlier_day_stay_in_extended_vocabularies(folder):
     shutil.copytree(best / "encoder", folder / "moved")
     values["data"]["vocabularies_from"] = str(folder / "moved")
     train(parse_run_config(values))  # the same run: what came of it is the same
+    del values["data"]["vocabularies_from"]
+    with pytest.raises(
+        ConfigError, match=r"data\.vocabularies_from \('.*encoder' there, None here\), encoder"
+    ):
+        train(parse_run_config(values))
 
 
 @pytest.mark.slow
@@ -178,20 +185,33 @@ def test_hashes_of_another_size_are_refused(folder):
     schema = {**SCHEMA, "categorical": ["user", {"name": "item", "hash_size": 40}]}
     values = started(folder, "other_hash")
     values["data"]["schema"] = schema
-    with pytest.raises(CheckpointError, match="hashed to 51 rows there, .* hashed to 41 rows here"):
+    with pytest.raises(CheckpointError, match="t_item.*: hash_size 50 there, hash_size 40 here"):
         train(parse_run_config(values))
 
 
-def test_columns_in_another_order_are_refused(folder, caplog):
-    """Shapes alone would let each column have another's weights."""
+def test_columns_in_another_order_give_their_tables_alone(folder, caplog):
+    """Shapes alone would let each column have the layers' weights of another."""
     values = started(folder, "other_order")
     values["data"]["schema"] = {**SCHEMA, "categorical": [*reversed(SCHEMA["categorical"])]}
-    problem = "sparse features: user, item, tags there, item, user, tags here"
-    with pytest.raises(CheckpointError, match=problem):
+    problem = (
+        "layers, which know columns by their order: sparse features: user, item, tags (mean) "
+        "there, item, user, tags (mean) here"
+    )
+    with pytest.raises(CheckpointError, match=re.escape(problem)):
         train(parse_run_config(values))
+    train(parse_run_config({**values, "checkpoint": {}, "output_dir": str(folder / "cold")}))
     values["checkpoint"]["strict"] = False
     train(parse_run_config(values))
     assert f"warm start without what does not fit: {problem}" in caplog.text
+    source, cold, warm = (
+        dict(load_for_serving(folder / name / "checkpoints" / "best").named_parameters())
+        for name in ("source", "cold", "other_order")
+    )
+    for name, weights in warm.items():
+        if ".t_item." in name:
+            assert torch.equal(weights, source[name])
+        elif table_of(name) is None:
+            assert torch.allclose(weights, cold[name], atol=1e-6)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,8 @@ def fit_encoder(
         raw_format (RawFormat): how the raw files are written.
         chunks (Iterable[ParsedRows]): the training rows; not read if there is nothing to learn.
         former (TabularEncoder | None): of earlier rows. Its values keep their rows, and those that
-            it does not know come behind them; statistics that it has stay as they are.
+            it does not know come behind them if there are ``min_count`` of them in the chunks;
+            statistics that it has stay as they are.
 
     Returns:
         TabularEncoder: the same for the same rows in any chunks.
@@ -188,5 +189,6 @@ def fit_encoder(
     if former is not None:
         for name in vocabularies.keys() & former.vocabularies.keys():
             vocabularies[name] = extended(former.vocabularies[name], vocabularies[name])
-        moments |= {name: former.moments[name] for name in moments if name in former.moments}
+        known = {name: moment for name, moment in former.moments.items() if moment.count}
+        moments |= {name: known[name] for name in moments.keys() & known.keys()}
     return TabularEncoder(schema, raw_format, vocabularies, moments)

@@ -1,13 +1,36 @@
-"""Which rows of two data sets' tables stand for the same values."""
+"""What of two data sets' columns and tables is the same."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from torchrec_hilomoe.data.encoder import TabularEncoder
 from torchrec_hilomoe.data.rows import Int32Array
 from torchrec_hilomoe.data.source import Encoder
 from torchrec_hilomoe.data.vocabulary import look_up
 from torchrec_hilomoe.errors import DataError
+
+
+def other_columns(old: Encoder, new: Encoder) -> list[str]:
+    """How the columns of two data sets differ to a model's layers, which know them by their order.
+
+    Args:
+        old (Encoder): of one data set.
+        new (Encoder): of the other.
+
+    Returns:
+        list[str]: none where dense columns and sparse features have the same names, transforms and
+        pooling, in the same order.
+    """
+    columns = {
+        "dense columns": (_dense(old), _dense(new)),
+        "sparse features": (_sparse(old), _sparse(new)),
+    }
+    return [
+        f"{kind}: {', '.join(there) or 'none'} there, {', '.join(here) or 'none'} here"
+        for kind, (there, here) in columns.items()
+        if there != here
+    ]
 
 
 def matching_rows(feature: str, old: Encoder, new: Encoder) -> Int32Array | None:
@@ -53,5 +76,23 @@ def _ids(feature: str, encoder: Encoder) -> str:
     """What the rows of a table are, in words."""
     size = next(f.num_embeddings for f in encoder.features.sparse if f.name == feature)
     if encoder.vocabulary(feature) is not None:
-        return f"a vocabulary of {size - 1} values"
-    return f"ids of {encoder.kind} data, hashed to {size} rows"
+        return f"a vocabulary of {size - 1}"
+    if isinstance(encoder, TabularEncoder):
+        return f"hash_size {size - 1}"
+    return f"{encoder.kind} of {size} rows"
+
+
+def _dense(encoder: Encoder) -> list[str]:
+    if not isinstance(encoder, TabularEncoder):
+        return list(encoder.features.dense)
+    return [
+        column.name if column.transform == "none" else f"{column.name} ({column.transform})"
+        for column in encoder.schema.dense
+    ]
+
+
+def _sparse(encoder: Encoder) -> list[str]:
+    return [
+        feature.name if feature.pooling == "sum" else f"{feature.name} ({feature.pooling})"
+        for feature in encoder.features.sparse
+    ]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from torchrec_hilomoe.data.cache import cache_root
 from torchrec_hilomoe.data.config import SPLITS, DataConfig
 from torchrec_hilomoe.data.criteo import CriteoEncoder, CriteoStore, dense_files, open_criteo
@@ -199,11 +201,26 @@ def _former_encoder(config: DataConfig) -> TabularEncoder | None:
         return None
     key = f"data.vocabularies_from={config.vocabularies_from}"
     try:
-        encoder = _load_encoder(Path(config.vocabularies_from))
+        encoder = _load_encoder(Path(config.vocabularies_from).expanduser())
     except DataError as error:
-        raise DataError(f"{key}: name a checkpoint's folder encoder; {error}") from None
+        raise DataError(
+            f"{key}: name the folder encoder of a checkpoint; {error} (A run that is resumed may "
+            "take its own, OUTPUT_DIR/checkpoints/last/encoder.)"
+        ) from None
     if not isinstance(encoder, TabularEncoder):
         raise ConfigError(f"{key}: data of {encoder.kind} have no vocabularies; leave it out")
+    here, there = (
+        {column.name for column in schema.sparse if column.hash_size is None}
+        for schema in (config.schema, encoder.schema)
+    )
+    names = {column.name for column in encoder.schema.sparse}
+    if strange := sorted(names & {c.name for c in config.schema.sparse} & (here ^ there)):
+        raise ConfigError(
+            f"{key}: {', '.join(strange)}: hashed there and not here, or here and not there; "
+            "give the same columns hash_size as there"
+        )
+    if not here & there:
+        raise ConfigError(f"{key}: has no vocabulary of a column of data.schema; leave it out")
     return encoder
 
 
@@ -237,7 +254,10 @@ def _load_encoder(folder: Path) -> TabularEncoder | CriteoEncoder:
             "it"
         )
     kinds = {kind.kind: kind for kind in (TabularEncoder, CriteoEncoder)}
-    return kinds[settings["kind"]].load(folder)
+    try:
+        return kinds[settings["kind"]].load(folder)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{folder}: cannot be read: {error}; was the model saved here?") from error
 
 
 def _shard(batch_size: int, rank: int, world_size: int) -> Shard:

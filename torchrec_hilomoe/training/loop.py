@@ -24,7 +24,7 @@ from torchrec_hilomoe.training.guards import (
     warn_if_not_learning,
 )
 from torchrec_hilomoe.training.interruption import TrainingInterrupted, Watch
-from torchrec_hilomoe.training.metrics import Predictions, is_better
+from torchrec_hilomoe.training.metrics import Predictions, is_better, monitored
 from torchrec_hilomoe.training.optimizers import StageOptimizer
 from torchrec_hilomoe.training.progress import Progress
 from torchrec_hilomoe.training.recorder import Recorder
@@ -231,6 +231,7 @@ class Trainer:
         progress.evaluation_due = False
         metrics = predictions.compute()
         self._guard.check_evaluation(metrics)
+        value = monitored(self._config.monitor, metrics)
         self._recorder.scalars("valid", metrics, progress.step)
         progress.valid_auc = metrics["auc"]
         if not progress.step:
@@ -239,7 +240,6 @@ class Trainer:
         progress.stages[cast(str, progress.stage)]["experts"] = health
         if is_main_rank() and progress.step > self._config.schedule.warmup_batches:
             warn_if_not_learning(progress.valid_auc, progress.step)
-        value = metrics[self._config.monitor]
         improved = value is not None and is_better(self._config.monitor, value, progress.best)
         if improved:
             progress.best = value

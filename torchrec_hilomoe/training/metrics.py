@@ -10,6 +10,7 @@ from torch import distributed as dist
 from torchmetrics.functional.classification import binary_auroc
 
 from torchrec_hilomoe.data import PADDING_LABEL
+from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training.distributed import is_main_rank
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,29 @@ class Predictions:
         if not _gather(seen).any():
             return None
         return _gather(torch.cat(self._groups or [torch.empty(0).long()]))
+
+
+def monitored(metric: str, metrics: dict[str, float | int | None]) -> float | None:
+    """The value by which weights are the best.
+
+    Args:
+        metric (str): ``training.monitor``.
+        metrics (dict): of an evaluation, as `Predictions.compute`.
+
+    Returns:
+        float | None: None where predictions are not finite.
+
+    Raises:
+        ConfigError: the metric is not defined on these labels.
+    """
+    value = metrics[metric]
+    if value is None and metrics["logloss"] is not None:
+        reason = {
+            "auc": "all labels of data.valid are the same",
+            "gauc": "no group of data.schema.group has both classes in data.valid",
+        }[metric]
+        raise ConfigError(f"training.monitor: {metric} is not defined, {reason}; take logloss")
+    return value
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:

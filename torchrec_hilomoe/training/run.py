@@ -76,6 +76,14 @@ class RunConfig:
     output_dir: Path
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
+    def __post_init__(self) -> None:
+        grouped = self.data.schema.group and self.data.source != "criteo_1tb"
+        if self.training.monitor == "gauc" and not grouped:
+            raise ConfigError(
+                "training.monitor: gauc needs data.schema.group, the column that rows are grouped "
+                "by; name it, or take auc or logloss"
+            )
+
 
 @dataclass
 class _Scalars:
@@ -187,13 +195,9 @@ def _check_fits(config: RunConfig, data: DataSource, world_size: int) -> None:
             f"data.batch_size: batch norm needs at least 2 rows on each of {world_size} rank(s), "
             f"got {config.data.batch_size}; raise it, or set model.batch_norm=false"
         )
-    if config.training.monitor == "gauc" and not config.data.schema.group:
-        raise ConfigError(
-            "training.monitor: gauc needs data.schema.group, the column that rows are grouped by; "
-            "name it, or take auc or logloss"
-        )
     needs_valid = {
         "training.schedule.name=plateau": config.training.schedule.name == "plateau",
+        f"training.monitor={config.training.monitor}": config.training.monitor != "auc",
         "training.early_stopping_patience": config.training.early_stopping_patience is not None,
     }
     for key, needed in needs_valid.items():

@@ -14,7 +14,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from torchrec_hilomoe.data import FeatureSpec
 
-_BLOCK_ROWS = 65_536
+#: Rows of a table that are filled at a time.
+BLOCK_ROWS = 65_536
 
 
 def make_tables(features: FeatureSpec, embedding_dim: int) -> EmbeddingBagCollection:
@@ -97,7 +98,7 @@ def init_tables(model: nn.Module, seed: int, std: float | None = None) -> None:
         num_rows, dim = value.shape
         for shard, row, column in local_shards(value):
             end = row + shard.shape[0]
-            for start in range(row - row % _BLOCK_ROWS, end, _BLOCK_ROWS):
+            for start in range(row - row % BLOCK_ROWS, end, BLOCK_ROWS):
                 block = _block(f"{seed}/{table}/{start}", num_rows, dim, start, std)
                 first, last = max(start, row), min(start + block.shape[0], end)
                 shard[first - row : last - row].copy_(
@@ -106,10 +107,10 @@ def init_tables(model: nn.Module, seed: int, std: float | None = None) -> None:
 
 
 def _block(key: str, num_rows: int, dim: int, start: int, std: float | None) -> torch.Tensor:
-    """Initial weights of the rows from ``start``, whole width: [≤ _BLOCK_ROWS, dim]."""
+    """Initial weights of the rows from ``start``, whole width: [≤ BLOCK_ROWS, dim]."""
     digest = hashlib.sha256(key.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    block = torch.empty(min(_BLOCK_ROWS, num_rows - start), dim)
+    block = torch.empty(min(BLOCK_ROWS, num_rows - start), dim)
     if std is not None:
         return block.normal_(0.0, std, generator=generator)
     bound = 1.0 / math.sqrt(num_rows)

@@ -25,11 +25,10 @@ logger = logging.getLogger(__name__)
 
 # What a run may change and still be the same run.
 _FREE = ("checkpoint", "sharding", "output_dir", "data.cache_dir", "data.num_workers",
-         "data.vocabularies_from",  # "encoder" tells what came of it
          "training.log_every", "training.timeout_minutes", "training.on_non_finite")  # fmt: skip
 # Without these the saved position means nothing.
 _FIXED = ("model", "seed", "features", "encoder", "rows.train", "data.batch_size", "data.shuffle",
-          "data.shuffle_buffer")  # fmt: skip
+          "data.shuffle_buffer", "data.vocabularies_from", "training.monitor")  # fmt: skip
 
 
 def launch_id() -> str:
@@ -186,6 +185,8 @@ def check_same_run(saved: RunInfo, config: Mapping[str, Any], explicit: bool) ->
 def _changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What makes two configurations different runs: the values by key."""
     old, new = dict(_flat(saved)), dict(_flat(config))
+    if old.get("encoder") == new.get("encoder"):  # wherever the vocabularies came from
+        new["data.vocabularies_from"] = old.get("data.vocabularies_from")
     return {
         key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from torchrec_hilomoe.data import load_encoder
-from torchrec_hilomoe.data.matching import matching_rows
+from torchrec_hilomoe.data.matching import matching_rows, other_columns
 from torchrec_hilomoe.data.rows import Int32Array
 from torchrec_hilomoe.data.source import Encoder
 from torchrec_hilomoe.errors import CheckpointError, DataError
@@ -19,7 +20,7 @@ from torchrec_hilomoe.training.checkpoint.description import ENCODER, WEIGHTS
 from torchrec_hilomoe.training.checkpoint.resume import verify_on_all_ranks
 from torchrec_hilomoe.training.checkpoint.safe_load import load_tensors, read_metadata
 from torchrec_hilomoe.training.distributed import agree, is_main_rank
-from torchrec_hilomoe.training.tables import local_shards, table_name, table_of
+from torchrec_hilomoe.training.tables import BLOCK_ROWS, local_shards, table_name, table_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +33,17 @@ def warm_start(
     """Loads the weights of a checkpoint, and nothing else. Every rank must call it.
 
     Where a table's vocabulary is another one than the checkpoint's, each value takes its row along,
-    wherever it stands now, and new values start as the mean of the checkpoint's: a model that knows
-    nothing of a value predicts what is usual. Such tables are read whole on every rank, one after
-    the other; all else goes straight to its shards.
+    wherever it stands now, and new values start as the mean of the checkpoint's (or as its row 0,
+    if it has no others): a model that knows nothing of a value predicts what is usual. Such tables
+    are read whole on every rank, one after the other; all else goes straight to its shards.
 
     Args:
         model (DistributedModelParallel): under any sharding plan.
         checkpoint (Path): such as ``OUTPUT_DIR/checkpoints/best``.
         encoder (Encoder): of the data that the model is to be trained on.
-        strict (bool): fail if features are others, or if weights are missing, unexpected, of
+        strict (bool): fail if columns are others, or if weights are missing, unexpected, of
             another shape, or tables whose rows cannot be told. Otherwise these are reported and
-            left as they are.
+            left as they are; of other columns all but the tables.
 
     Raises:
         CheckpointError: it is damaged, or does not fit under ``strict``.
@@ -54,21 +55,7 @@ def warm_start(
         raise CheckpointError(f"checkpoint.warm_start={checkpoint}: {error}") from None
     shapes = agree(lambda: _saved_shapes(checkpoint / WEIGHTS))
     own = model.state_dict()
-    problems = _other_features(former, encoder)
-    problems += [f"missing: {name}" for name in sorted(own.keys() - shapes.keys())]
-    problems += [f"unexpected: {name}" for name in sorted(shapes.keys() - own.keys())]
-    rows, strange = _moved_tables(former, encoder)
-    fitting, moved = {}, {}
-    for name in sorted(own.keys() & shapes.keys()):
-        here, there, table = tuple(own[name].shape), shapes[name], table_of(name)
-        if table in strange:
-            problems.append(f"{name}: {strange[table]}")
-        elif table in rows and here[1:] == there[1:]:
-            moved[name] = rows[table]
-        elif here == there:
-            fitting[name] = own[name]
-        else:
-            problems.append(f"{name}: {there} there, {here} here")
+    fitting, moved, problems = _compare(own, shapes, former, encoder)
     if problems and strict:
         raise CheckpointError(
             f"checkpoint.warm_start={checkpoint}: does not fit the model: {'; '.join(problems)}. "
@@ -77,7 +64,7 @@ def warm_start(
     if problems and is_main_rank():
         logger.warning("warm start without what does not fit: %s", "; ".join(problems))
     if fitting:
-        load_tensors({"model": fitting}, checkpoint / WEIGHTS)
+        load_tensors({"model": {name: own[name] for name in fitting}}, checkpoint / WEIGHTS)
     for name, old_rows in moved.items():
         _load_moved(name, own[name], shapes[name], old_rows, checkpoint / WEIGHTS)
 
@@ -91,26 +78,40 @@ def _saved_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _other_features(former: Encoder, encoder: Encoder) -> list[str]:
-    """What would hand features to weights of others: layers know them by their order alone."""
-    there, here = former.features, encoder.features
-    names = {
-        "dense": (there.dense, here.dense),
-        "sparse": tuple(tuple(f.name for f in features.sparse) for features in (there, here)),
-    }
-    return [
-        f"{kind} features: {', '.join(old) or 'none'} there, {', '.join(new) or 'none'} here"
-        for kind, (old, new) in names.items()
-        if old != new
-    ]
+def _compare(
+    own: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    former: Encoder,
+    encoder: Encoder,
+) -> tuple[list[str], dict[str, Int32Array], list[str]]:
+    """Weights that fit, tables whose rows stand elsewhere in the checkpoint, and what is wrong."""
+    others = other_columns(former, encoder)
+    problems = [f"layers, which know columns by their order: {'; '.join(others)}"] if others else []
+    problems += [f"missing: {name}" for name in sorted(own.keys() - shapes.keys())]
+    problems += [f"unexpected: {name}" for name in sorted(shapes.keys() - own.keys())]
+    rows, strange = _moved_tables(former, encoder)
+    fitting, moved = [], {}
+    for name in sorted(own.keys() & shapes.keys()):
+        here, there, table = tuple(own[name].shape), shapes[name], table_of(name)
+        if table is None and others:
+            continue  # a layer
+        if table in strange:
+            problems.append(f"{name}: {strange[table]}")
+        elif table in rows and here[1:] == there[1:]:
+            moved[name] = rows[table]
+        elif here == there:
+            fitting.append(name)
+        else:
+            problems.append(f"{name}: {there} there, {here} here")
+    return fitting, moved, problems
 
 
 def _moved_tables(
     former: Encoder, encoder: Encoder
-) -> tuple[dict[str | None, Int32Array], dict[str | None, str]]:
+) -> tuple[dict[str, Int32Array], dict[str, str]]:
     """By table: where its rows stood, if any moved; and why they cannot be told."""
-    rows: dict[str | None, Int32Array] = {}
-    strange: dict[str | None, str] = {}
+    rows: dict[str, Int32Array] = {}
+    strange: dict[str, str] = {}
     known = {feature.name for feature in former.features.sparse}
     for feature in encoder.features.sparse:
         if feature.name not in known:
@@ -137,7 +138,9 @@ def _load_moved(
     saved[-1] = saved[min(1, num_rows - 1) : -1].mean(0)  # where -1, a new value, finds it
     source = torch.from_numpy(old_rows).long()
     for piece, row, column in local_shards(table):
-        piece.copy_(saved[source[row : row + piece.size(0)], column : column + piece.size(1)])
+        of_piece = source[row : row + piece.size(0)].split(BLOCK_ROWS)
+        for block, rows in zip(piece.split(BLOCK_ROWS), of_piece, strict=True):
+            block.copy_(saved[rows, column : column + block.size(1)])
     if is_main_rank():
         num_known, total = int((source > 0).sum()), len(source) - 1
         logger.info(

@@ -1,0 +1,27 @@
+"""What benchmarks/results holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_every_published_run_is_one_that_would_run_so_today(load) -> None:
+    """Runs that a change of defaults leaves behind move to former.csv, and are run anew."""
+    runs, load_plan = load("accuracy_runs"), load("accuracy_plan").load_plan
+    table = runs.RunTable(ROOT / "benchmarks" / "results" / "accuracy.csv")
+    planned = {
+        (entry.data, entry.model): entry
+        for name in ("accuracy", "ablations")
+        for entry in load_plan(ROOT / "benchmarks" / f"{name}.yaml").entries
+    }
+    one_of_each = {(row["data"], row["model"], row["kind"]): row for row in table.rows}
+    for row in one_of_each.values():
+        entry = planned[row["data"], row["model"]]
+        digest = load("runs").config_digest((*entry.overrides, *json.loads(row["overrides"])))
+        assert row["config"] == digest, (entry.name, row["overrides"])
