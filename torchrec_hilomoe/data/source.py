@@ -18,7 +18,11 @@ from torchrec_hilomoe.errors import ConfigError
 
 
 class Encoder(Protocol):
-    """What a data set knows about encoding; it is saved with the model."""
+    """What a data set knows about encoding; it is saved with the model.
+
+    Attributes:
+        kind (str): by which it is found again when it is loaded.
+    """
 
     kind: ClassVar[str]
 
