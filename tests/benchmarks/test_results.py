@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_every_published_run_is_one_that_would_run_so_today(load) -> None:
-    """Runs that a change of defaults leaves behind move to former.csv, and are run anew."""
+def test_published_runs_are_those_that_would_run_today(load) -> None:
+    """Runs that a change of defaults leaves behind move to former.csv; one of each model tells."""
     runs, load_plan = load("accuracy_runs"), load("accuracy_plan").load_plan
     table = runs.RunTable(ROOT / "benchmarks" / "results" / "accuracy.csv")
     planned = {

@@ -158,7 +158,7 @@ def test_a_grouped_auc_needs_a_group(run_training, tmp_path, change):
 
 
 def test_a_monitored_metric_needs_rows_that_define_it(run_training, tmp_path):
-    """One row of each group has one class alone."""
+    """A group of one row has one class alone."""
     with pytest.raises(ConfigError, match=r"^training\.monitor: gauc is not defined, no group of"):
         run_training(tmp_path, "training.monitor=gauc", "data.schema.group=price")
 

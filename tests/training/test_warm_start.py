@@ -40,14 +40,14 @@ SCHEMA = {
 AT_REST = {"learning_rate": 1e-12}  # leaves every weight as it is
 
 
-def values_of(folder: Path, output: str, schema: dict[str, Any] = SCHEMA) -> dict[str, Any]:
+def values_of(folder: Path, output: str) -> dict[str, Any]:
     """A run on ``train.csv`` of a folder, at rest where it is not the first one."""
     rate = {} if output == "source" else AT_REST
     return {
         "data": {
             "train": str(folder / ("train.csv" if output == "source" else "later.csv")),
             "valid": str(folder / "valid.csv"),
-            "schema": schema,
+            "schema": SCHEMA,
             "batch_size": 100,
             "cache_dir": str(folder / "cache"),
         },
@@ -70,14 +70,9 @@ def values_of(folder: Path, output: str, schema: dict[str, Any] = SCHEMA) -> dic
     }
 
 
-def started(
-    folder: Path, output: str, source: str = "source", strict: bool = True, **changes: Any
-) -> dict[str, Any]:
-    """The same, starting from the weights of another run of the folder."""
-    checkpoint = {
-        "warm_start": str(folder / source / "checkpoints" / "best"),
-        "strict": strict,
-    }
+def started(folder: Path, output: str, **changes: Any) -> dict[str, Any]:
+    """The same, starting from the weights of the first one."""
+    checkpoint = {"warm_start": str(folder / "source" / "checkpoints" / "best")}
     return {**values_of(folder, output), "checkpoint": checkpoint, **changes}
 
 
@@ -128,9 +123,8 @@ def folder(device, write_clicks, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("sharding", ["row_wise", "column_wise", "table_wise", "data_parallel"])
 def test_values_take_their_rows_along(folder, sharding, caplog, monkeypatch):
     caplog.set_level(logging.INFO, "torchrec_hilomoe")
-    module = sys.modules[
-        "torchrec_hilomoe.training.checkpoint.warm_start"
-    ]  # hidden by the function
+    # The function of the same name hides the module.
+    module = sys.modules["torchrec_hilomoe.training.checkpoint.warm_start"]
     monkeypatch.setattr(module, "BLOCK_ROWS", 8)  # several blocks a table, the last one shorter
     name = f"started_{sharding}"
     values = started(folder, name, sharding={"type": sharding})
