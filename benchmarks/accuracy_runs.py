@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from accuracy_plan import Entry
 from pyarrow import csv as pyarrow_csv
 from pyarrow import parquet
@@ -39,6 +40,8 @@ COLUMNS = [
     "usage_entropy",
     "sample_entropy",
     "path_share",
+    "device",
+    "torch",
 ]
 
 
@@ -186,6 +189,7 @@ class Runner:
             "dense_parameters": metrics["dense_parameters"],
             "seconds": round(time.monotonic() - began),
             **expert_health(metrics),
+            **machine(),
         }
         self.table.append(row)
         print(
@@ -214,6 +218,12 @@ class Runner:
                     sample(whole, train, entry.tune_rows)
         given = [f"data.train={train}", f"data.valid={halves[0]}"]
         return [*given, f"data.test={halves[1]}"] if with_test else given
+
+
+def machine() -> dict[str, str]:
+    """What the runs here run on: the device, and the release of torch."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {"device": device, "torch": torch.__version__.partition("+")[0]}
 
 
 def expert_health(metrics: dict[str, Any]) -> dict[str, float]:
