@@ -4,21 +4,25 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from torchrec_hilomoe.data import FeatureSpec, SparseFeature
+from torchrec_hilomoe.inference import load_for_serving
 from torchrec_hilomoe.training import init_tables, make_tables
 from torchrec_hilomoe.training.tables import table_name
 
 
-def _tables(rows: int, seed: int, std: float | None = None) -> torch.Tensor:
+def _tables(
+    rows: int, seed: int, std: float | None = None, unknown_row: bool = False
+) -> torch.Tensor:
     spec = FeatureSpec(dense=(), sparse=(SparseFeature("a", rows), SparseFeature("b", rows)))
     meta = make_tables(spec, 4)
     collection = EmbeddingBagCollection(
         tables=meta.embedding_bag_configs(), device=torch.device("cpu")
     )
     wrapper = torch.nn.ModuleDict({"ebc": collection})
-    init_tables(wrapper, seed, std)
+    init_tables(wrapper, seed, std, unknown_row)
     return torch.stack([bag.weight.detach() for bag in collection.embedding_bags.values()])
 
 
@@ -29,6 +33,20 @@ def test_seed_table_and_block_decide():
     assert not torch.equal(first, _tables(rows, 1))
     assert not torch.equal(first[0], first[1])
     assert first.unique(dim=1).shape[1] == rows
+
+
+def test_the_row_of_unknown_values_starts_as_zero():
+    drawn, known = _tables(50, 0), _tables(50, 0, unknown_row=True)
+    assert torch.equal(known[:, 1:], drawn[:, 1:])
+    assert not known[:, 0].any()
+
+
+def test_values_that_training_lacks_add_nothing_to_a_model(run_training, tmp_path):
+    run_training(tmp_path, "optimizer.tables.l2=0")
+    model = load_for_serving(tmp_path / "checkpoints" / "last")
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.EmbeddingBag)]
+    assert tables
+    assert all(table[1:].any(dim=1).all() and not table[0].any() for table in tables)
 
 
 def test_distribution():

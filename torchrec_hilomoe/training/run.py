@@ -230,7 +230,7 @@ def build_sharded(
     collection = make_tables(features, config.table_dim)
     dense = build_model(config, collection, len(features.dense), device)
     model = shard_model(DLRM_HiLoMoETrain(dense), sharding, tables, device)
-    init_tables(model, seed, config.embedding_init_std)
+    init_tables(model, seed, config.embedding_init_std, unknown_row=True)
     return model
 
 

@@ -80,7 +80,9 @@ def table_of(parameter: str) -> str | None:
 
 
 @torch.no_grad()
-def init_tables(model: nn.Module, seed: int, std: float | None = None) -> None:
+def init_tables(
+    model: nn.Module, seed: int, std: float | None = None, unknown_row: bool = False
+) -> None:
     """Initialises every table independently of world size and sharding plan.
 
     TorchRec's own initialisation depends on rank and plan. Here each block of rows has its own
@@ -90,6 +92,8 @@ def init_tables(model: nn.Module, seed: int, std: float | None = None) -> None:
         model (nn.Module): a model wrapped by `DistributedModelParallel`, or a plain one.
         seed (int): of the run.
         std (float | None): N(0, std²); None for TorchRec's uniform(-1/√n, 1/√n) over n rows.
+        unknown_row (bool): row 0 is that of unknown values, and starts as zero. Where training
+            rows lack none it never learns, and values that come later would get a random embedding.
     """
     for name, value in model.state_dict().items():
         table = table_of(name)
@@ -104,6 +108,8 @@ def init_tables(model: nn.Module, seed: int, std: float | None = None) -> None:
                 shard[first - row : last - row].copy_(
                     block[first - start : last - start, column : column + shard.shape[1]]
                 )
+            if unknown_row and row == 0 and len(shard):
+                shard[0].zero_()
 
 
 def _block(key: str, num_rows: int, dim: int, start: int, std: float | None) -> torch.Tensor:
