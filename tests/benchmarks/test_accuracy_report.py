@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+
+def test_report_compares_seed_by_seed(load) -> None:
+    import pandas as pd
+
+    report, stats_of = load("accuracy_report"), load("accuracy_stats")
+    rng = np.random.default_rng(0)
+    dlrm, ours = rng.normal(0.8, 0.01, 5), rng.normal(0.81, 0.01, 5)
+    rows = [
+        {"data": "shop", "model": model, "kind": "seed", "seed": seed, "test_auc": auc}
+        | {"valid_auc": auc, "test_logloss": 0.5, "flops_per_sample": flops}
+        | {"dense_parameters": 10, "seconds": 1}
+        for model, aucs, flops in (("dlrm", dlrm, 2000.0), ("hilomoe", ours, 1000.0))
+        for seed, auc in enumerate(aucs)
+    ]
+    runs = pd.DataFrame(rows).sample(frac=1, random_state=0)
+    gain, p_value, seeds = stats_of.compare(runs, "shop", "hilomoe", "dlrm")
+    assert seeds == 5
+    assert gain == pytest.approx((ours - dlrm).mean())
+    assert p_value == pytest.approx(stats.ttest_rel(ours, dlrm).pvalue)
+    page = "\n".join(report.tables(runs))
+    assert f"| `hilomoe` | {ours.mean():.5f} ± {ours.std(ddof=1):.5f} | {gain:+.5f} (p " in page
+    assert "| `dlrm` | " in page
+
+
+def test_variants_of_public_architectures_are_baselines(load) -> None:
+    is_baseline = load("accuracy_stats").is_baseline
+    assert all(map(is_baseline, ["dlrm", "dcn_mixture", "dlrm_cat_shipped", "dlrm_two_members"]))
+    assert not any(map(is_baseline, ["hilomoe", "twin_wide", "cross_twin", "no_dot_products"]))
+
+
+def test_report_draws_the_frontier(load, tmp_path: Path) -> None:
+    import pandas as pd
+
+    row = {"data": "shop", "model": "dlrm", "kind": "seed", "seed": 0, "test_auc": 0.8}
+    row |= {"valid_auc": 0.8, "test_logloss": 0.5, "flops_per_sample": 2e3}
+    runs = pd.DataFrame([row | {"dense_parameters": 10, "seconds": 1}])
+    load("accuracy_report").plot_frontier(runs, tmp_path / "img" / "frontier.png")
+    assert (tmp_path / "img" / "frontier.png").stat().st_size > 5000
+
+
+def test_report_takes_the_newest_run_of_a_seed(load, plan, row_of) -> None:
+    import pandas as pd
+
+    entry = load("accuracy_plan").load_plan(plan).entry("synthetic/shipped")
+    rows = [row_of(entry, kind, [], auc) for kind in ("trial", "seed") for auc in (0.6, 0.7)]
+    newest = load("accuracy_stats").newest
+    assert newest(pd.DataFrame(rows)).valid_auc.tolist() == [0.6, 0.7, 0.7]
+    # No mean is of two configurations.
+    rows.append(row_of(entry, "seed", ["model.dropout=0.1"], 0.8) | {"seed": 1})
+    assert newest(pd.DataFrame(rows)).valid_auc.tolist() == [0.6, 0.7, 0.8]

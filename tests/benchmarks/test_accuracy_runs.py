@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+from pyarrow import csv as pyarrow_csv
+from pyarrow import parquet
+
+
+def test_table_counts_only_trials_within_the_space(load, plan, tmp_path: Path, row_of) -> None:
+    entry = load("accuracy_plan").load_plan(plan).entries[0]
+    table = load("accuracy_runs").RunTable(tmp_path / "runs.csv")
+    for dropout, sizes, auc in (("0.0", "[4]", 0.6), ("0.2", "[4,4]", 0.7), ("0.2", "[9]", 0.9)):
+        overrides = [f"model.dropout={dropout}", f"model.over_arch_layer_sizes={sizes}"]
+        table.append(row_of(entry, "trial", overrides, auc))
+    again = load("accuracy_runs").RunTable(tmp_path / "runs.csv")
+    assert [auc for _, auc in again.trials(entry)] == [0.6, 0.7]
+    assert again.best_trial(entry) == ["model.dropout=0.2", "model.over_arch_layer_sizes=[4,4]"]
+
+
+def test_carved_halves_are_the_valid_file(load, tmp_path: Path) -> None:
+    valid = tmp_path / "valid.csv"
+    valid.write_text("label,user\n" + "".join(f"{i % 2},{i}\n" for i in range(101)))
+    paths = [[tmp_path / work / half for half in ("valid", "test")] for work in ("a", "b")]
+    for halves in paths:
+        load("accuracy_runs").carve(valid, halves)
+    first, second = ([parquet.read_table(path) for path in halves] for halves in paths)
+    assert first == second
+    users = [set(half["user"].to_pylist()) for half in first]
+    assert [len(half) for half in users] == [51, 50]
+    assert users[0] | users[1] == set(pyarrow_csv.read_csv(valid)["user"].to_pylist())
+
+
+def test_a_carving_that_was_cut_off_leaves_no_half(load, tmp_path: Path, monkeypatch) -> None:
+    runs, half = load("accuracy_runs"), tmp_path / "half.parquet"
+    (tmp_path / "valid.csv").write_text("label\n1\n0\n")
+
+    def cut_off(rows, path) -> None:
+        path.write_bytes(b"PAR1")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.parquet, "write_table", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        runs.carve(tmp_path / "valid.csv", [half])
+    assert not half.exists()
+
+
+def test_tuning_sees_a_sample_and_no_test_rows(load, tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.csv").write_text("label,user\n" + "1,2\n0,3\n" * 40)
+    runs, files = load("accuracy_runs"), {"train": "train.csv", "valid": "valid.csv"}
+    entry = load("accuracy_plan").Entry("shop", "m", files, [], tune_rows=30)
+    runner = runs.Runner(runs.RunTable(tmp_path / "r.csv"), tmp_path, tmp_path, float("inf"))
+    tuning = dict(override.split("=") for override in runner._files(entry, with_test=False))
+    seed = dict(override.split("=") for override in runner._files(entry, with_test=True))
+    assert parquet.read_table(tuning["data.train"]).num_rows == 30
+    assert set(tuning) == {"data.train", "data.valid"}
+    assert seed["data.train"] == str(tmp_path / "train.csv")
+    assert set(seed) == {"data.train", "data.valid", "data.test"}
+
+
+def test_a_run_of_predictions_that_are_not_finite_is_no_row(load, plan, tmp_path, monkeypatch):
+    runs, entry = load("accuracy_runs"), load("accuracy_plan").load_plan(plan).entries[0]
+    table = runs.RunTable(tmp_path / "runs.csv")
+    runner = runs.Runner(table, None, tmp_path, math.inf)
+    metrics = {"valid": {"auc": 0.7}, "test": {"auc": None, "logloss": None}}
+    done = subprocess.CompletedProcess([], 0, stdout=json.dumps(metrics), stderr="")
+    monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(runs.RunError, match="not finite"):
+        runner.run(entry, "seed", 0, [])
+    assert not table.rows
+
+
+def test_health_is_the_worst_after_the_last_stage(load) -> None:
+    import pandas as pd
+
+    def router(dead: list[float], paths: int) -> dict:
+        entropies = {"usage_entropy": [0.9, 0.8], "sample_entropy": [0.5, 0.6]}
+        return {"dead_share": dead, **entropies, "paths": paths, "possible_paths": 64}
+
+    last = {"a": router([0.0, 0.25], 32), "b": router([0.0, 0.0], 8)}
+    metrics = {"valid": {"samples": 16}, "stages": {"first": {"experts": {}}}}
+    expert_health = load("accuracy_runs").expert_health
+    assert expert_health(metrics) == {}
+    metrics["stages"]["last"] = {"experts": last}
+    worst = {"dead_share": 0.25, "usage_entropy": 0.8, "sample_entropy": 0.5, "path_share": 0.5}
+    assert expert_health(metrics) == worst
+    run = {"data": "shop", "kind": "seed", "seed": 0}
+    runs = pd.DataFrame([run | {"model": "hilomoe"} | worst, run | {"model": "dlrm"}])
+    table = list(load("accuracy_report").health_table(runs))
+    assert table[1:-1] == ["| shop | `hilomoe` | 25.0% | 0.800 | 0.500 | 50.0% | 1 |"]
+    assert not list(load("accuracy_report").health_table(runs[runs.model == "dlrm"]))
+    later = [run | {"data": data, "model": "flat"} | worst for data in ("cafe", "shop")]
+    table = load("accuracy_report").health_table(pd.concat([runs, pd.DataFrame(later)]))
+    of_data = [line.split(" | ")[0] for line in list(table)[1:-1]]
+    assert of_data == ["| cafe", "| shop", "| shop"]
