@@ -22,8 +22,10 @@ def ablation_tables(plan: Plan, runs: pd.DataFrame) -> Iterator[str]:
     for data, entries in _finished(plan, runs).items():
         rows = summary(runs, data)
         yield f"\n### {data}\n"
-        yield "| change | overrides | test AUC | difference | kFLOPs | dead experts | seeds |"
-        yield "|---|---|---|---|---|---|---|"
+        yield (
+            "| change | overrides | test AUC | difference | on valid | kFLOPs | dead experts | seeds |"
+        )
+        yield "|---|---|---|---|---|---|---|---|"
         base = plan.entry(f"{data}/{BASE}")
         for entry in entries:
             row, own = (
@@ -31,9 +33,12 @@ def ablation_tables(plan: Plan, runs: pd.DataFrame) -> Iterator[str]:
                 [o for o in entry.overrides if o not in base.overrides],
             )
             name, overrides = ("as shipped", "") if entry is base else (entry.model, " ".join(own))
-            difference = "" if entry is base else str(compare(runs, data, entry.model, BASE))
+            differences = [
+                "" if entry is base else str(compare(runs, data, entry.model, BASE, half))
+                for half in ("test", "valid")
+            ]
             yield (
-                f"| {name} | `{overrides}` | {spread(row)} | {difference} "
+                f"| {name} | `{overrides}` | {spread(row)} | {' | '.join(differences)} "
                 f"| {row.flops / 1e3:,.0f} | {_dead_share(runs, entry)} | {row.seeds:.0f} |"
             ).replace("| `` |", "| |")
     yield ""

@@ -53,20 +53,21 @@ BARS = (
 
 def bars_table(runs: pd.DataFrame, bars: Iterable[Bar] = BARS) -> Iterable[str]:
     """The page's lines, one for each bar; those whose models have not run say so."""
-    yield "\n| data | model | against | test AUC | bar | FLOPs | bar | reached | seeds |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "\n| data | model | against | test AUC | bar | on valid | FLOPs | bar | reached | seeds |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for bar in bars:
         rows, other = summary(runs, bar.data), bar.other or best_baseline(runs, bar.data)
-        gain, cost, reached, seeds = "", "", "not run", 0
+        gain, on_valid, cost, reached, seeds = "", "", "", "not run", 0
         if bar.model in rows.index and other in rows.index:
             compared = compare(runs, bar.data, bar.model, other)
             ratio = rows.flops[bar.model] / rows.flops[other]
             passed = compared.gain >= bar.gain and ratio <= bar.cost
             gain, cost, seeds = str(compared), f"{ratio:.2f} ×", compared.seeds
+            on_valid = str(compare(runs, bar.data, bar.model, other, "valid"))
             reached = "yes" if passed else "**no**"
         against = f"`{other}`" if bar.other else f"`{other}`, best baseline"
         yield (
-            f"| {bar.data} | `{bar.model}` | {against} | {gain} | ≥ {bar.gain:+.4f} "
+            f"| {bar.data} | `{bar.model}` | {against} | {gain} | ≥ {bar.gain:+.4f} | {on_valid} "
             f"| {cost} | ≤ {bar.cost:g} × | {reached} | {seeds} |"
         )
     yield ""

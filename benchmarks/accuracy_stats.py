@@ -16,7 +16,7 @@ class Comparison(NamedTuple):
     """Two models over the seeds that both have.
 
     Attributes:
-        gain (float): mean difference of the test AUC.
+        gain (float): mean difference of the AUC.
         p_value (float): of a paired, two-sided t test; nan below three seeds.
         seeds (int): that both have.
     """
@@ -73,10 +73,12 @@ def best_baseline(runs: pd.DataFrame, data: str) -> str | None:
     return next(iter(known.index if tested.empty else tested.index), None)
 
 
-def compare(runs: pd.DataFrame, data: str, model: str, other: str) -> Comparison:
-    """Test AUC of ``model`` against ``other``, seed by seed."""
+def compare(
+    runs: pd.DataFrame, data: str, model: str, other: str, half: str = "test"
+) -> Comparison:
+    """AUC of ``model`` against ``other`` on a half of the given valid file, seed by seed."""
     chosen = runs[(runs.data == data) & (runs.kind == "seed")]
-    pairs = chosen.pivot_table(index="seed", columns="model", values="test_auc")
+    pairs = chosen.pivot_table(index="seed", columns="model", values=f"{half}_auc")
     pairs = pairs[[model, other]].dropna()
     difference = pairs[model] - pairs[other]
     few = len(pairs) < 3
