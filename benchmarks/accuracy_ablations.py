@@ -23,7 +23,8 @@ def ablation_tables(plan: Plan, runs: pd.DataFrame) -> Iterator[str]:
         rows = summary(runs, data)
         yield f"\n### {data}\n"
         yield (
-            "| change | overrides | test AUC | difference | on valid | kFLOPs | dead experts | seeds |"
+            "| change | overrides | test AUC | difference | on valid | kFLOPs "
+            "| dead experts | seeds |"
         )
         yield "|---|---|---|---|---|---|---|---|"
         base = plan.entry(f"{data}/{BASE}")

@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
 
 HERE = Path(__file__).parent
-#: Rows of the tables that are no candidates: a part left out, a weight that did worse, or forms of a
+#: Rows of the tables that are no candidates: a part left out, a weight that did worse, forms of a
 #: former default.
 _WITHOUT = ("no_dot_products", "strong_auxiliary", "two_members_", "one_member_")
 #: Marker, colour and name of each kind of model in the plot.

@@ -46,8 +46,9 @@ def finished(load, tmp_path: Path) -> SimpleNamespace:
 
     (tmp_path / "plan.yaml").write_text(PLAN)
     rows = [
-        {"data": data, "model": model, "kind": "seed", "seed": seed, "test_auc": auc}
-        | {"valid_auc": 1 - auc, "test_logloss": 0.5, "flops_per_sample": 2e3, "dense_parameters": 10}
+        {"data": data, "model": model, "kind": "seed", "seed": seed}
+        | {"test_auc": auc, "valid_auc": 1 - auc}
+        | {"test_logloss": 0.5, "flops_per_sample": 2e3, "dense_parameters": 10}
         | {"dead_share": seed / 4 if model == "top 1" else None}
         for (data, model), values in AUCS.items()
         for seed, auc in enumerate(values)
@@ -61,7 +62,8 @@ def test_ablations_are_compared_with_the_shipped_model(load, finished) -> None:
     assert [line for line in table if line.startswith("| top 1 ")] == [
         "| top 1 | `model.top_k=1` | 0.68500 ± 0.00707 | -0.02000 | +0.02000 | 2 | 25.0% | 2 |"
     ]
-    assert any("| -0.10000 | +0.10000 | 2 |  | 1 |" in line for line in table)  # the seed that both have
+    # of the seed that both have
+    assert any("| -0.10000 | +0.10000 | 2 |  | 1 |" in line for line in table)
     assert not any("top 4" in line for line in table)  # not run yet
 
 

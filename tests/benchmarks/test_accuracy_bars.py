@@ -10,8 +10,9 @@ def runs():
     aucs = {"dlrm": [0.70, 0.71, 0.72], "dlrm_cat": [0.73, 0.74], "hilomoe": [0.75, 0.76, 0.77]}
     flops = {"dlrm": 1e3, "dlrm_cat": 4e3, "hilomoe": 2e3}
     rows = [
-        {"data": "shop", "model": model, "kind": "seed", "seed": seed, "test_auc": auc}
-        | {"valid_auc": 1 - auc, "test_logloss": 0.5, "flops_per_sample": flops[model], "dense_parameters": 10}
+        {"data": "shop", "model": model, "kind": "seed", "seed": seed}
+        | {"test_auc": auc, "valid_auc": 1 - auc}
+        | {"test_logloss": 0.5, "flops_per_sample": flops[model], "dense_parameters": 10}
         for model, values in aucs.items()
         for seed, auc in enumerate(values)
     ]
