@@ -38,7 +38,7 @@ def _plain_model(features):
     tables = EmbeddingBagCollection(tables=meta.embedding_bag_configs(), device=torch.device("cpu"))
     torch.manual_seed(0)
     model = DLRM_HiLoMoETrain(build_model(parse_model_config(OPTIONS), tables, 2))
-    init_tables(model, 0)
+    init_tables(model, 0, unknown_row=True)
     return model
 
 
