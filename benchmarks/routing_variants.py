@@ -40,7 +40,8 @@ class VariantOptions(HiLoMoEOptions):
             itself, ``centred`` takes 1/K from the softmax, so that equal use is no use.
         temperature (float): divides the logits.
         hierarchy (str): what the query of the next layer reads: the ``scores`` so far, ``none``
-            (all layers have the same query) or the ``outputs`` so far, layer after layer.
+            (all layers have the same query) or the ``outputs`` so far, layer after layer;
+            ``scores_alone`` has no residual: a layer reads the scores of the one before it only.
         score_weight (float): factor on what the ``scores`` add to the query.
         query_fields (tuple[int, ...] | None): features the query is made of; None is all of them,
             none is a learned query that is the same for every sample.
@@ -55,7 +56,7 @@ class VariantOptions(HiLoMoEOptions):
 
     gate: Literal["softmax", "sigmoid", "centred"] = "softmax"
     temperature: float = 1.0
-    hierarchy: Literal["scores", "none", "outputs"] = "scores"
+    hierarchy: Literal["scores", "scores_alone", "none", "outputs"] = "scores"
     score_weight: float = 1.0
     query_fields: tuple[int, ...] | None = None
     expert_relu: bool = False
@@ -122,6 +123,8 @@ class VariantRouter(HierarchicalRouter):
             scores = self._gate(logits)
             if self.options.hierarchy == "scores":
                 query = query + self.options.score_weight * (scores @ layer_keys)
+            elif self.options.hierarchy == "scores_alone":
+                query = scores @ layer_keys
             elif self.options.hierarchy == "outputs" and layer + 1 < len(keys):
                 output = output + experts(layer, scores)
                 query = query + self.readers[layer](output)
@@ -237,6 +240,14 @@ class FieldTokens(ExpertsBeforeStreams):
         return self.linear(fields, routing)
 
 
+class ResidualFieldTokens(FieldTokens):
+    """What the layer makes of each feature, added to the feature."""
+
+    def transformed(self, fields: Tensor) -> Tensor:
+        """``[B, F + 1, D]``."""
+        return fields + super().transformed(fields)
+
+
 class FeatureGate(ExpertsBeforeStreams):
     """Every number of the features times a gate between 0 and 2, from a HiLoMoE layer on them."""
 
@@ -255,6 +266,15 @@ class FeatureGate(ExpertsBeforeStreams):
 def build_field_tokens(context: InteractionContext, options: HiLoMoEOptions) -> Interaction:
     """:class:`FieldTokens`."""
     arch = FieldTokens(context, options)
+    return Interaction(arch, arch.streams.out_features)
+
+
+@register_interaction("residual_field_tokens", HiLoMoEOptions)
+def build_residual_field_tokens(
+    context: InteractionContext, options: HiLoMoEOptions
+) -> Interaction:
+    """:class:`ResidualFieldTokens`."""
+    arch = ResidualFieldTokens(context, options)
     return Interaction(arch, arch.streams.out_features)
 
 

@@ -54,6 +54,7 @@ def test_defaults_are_the_library(linear) -> None:
         {"temperature": 0.1},
         {"hierarchy": "none"},
         {"hierarchy": "outputs"},
+        {"hierarchy": "scores_alone"},
         {"score_weight": 4.0},
         {"query_fields": (0, 2)},
         {"query_fields": ()},
@@ -119,6 +120,25 @@ def test_scores_weigh_in_the_next_query(linear) -> None:
     assert_close(four - unread, 4 * (once - unread))
 
 
+def test_scores_alone_are_the_next_query(linear) -> None:
+    layer, x = linear(hierarchy="scores_alone"), torch.randn(5, 32)
+    scores, logits = routing(layer, x)
+    keys = layer.router.keys
+    queries = torch.einsum("blk,lkd->bld", scores[:, :-1], keys[:-1])
+    products = torch.einsum("bld,lkd->blk", queries, keys[1:])
+    assert_close(logits[:, 1:], products / keys.size(2) ** 0.5)
+
+
+def test_residual_tokens_are_added_to_the_features(variants) -> None:
+    torch.manual_seed(0)
+    options = HiLoMoEOptions(num_layers=2, num_experts=4)
+    tokens = variants.FieldTokens(CONTEXT, options)
+    residual = variants.ResidualFieldTokens(CONTEXT, options)
+    residual.load_state_dict(tokens.state_dict())
+    fields = torch.randn(5, 4, 8)
+    assert_close(residual.transformed(fields) - fields, tokens.transformed(fields))
+
+
 @pytest.mark.parametrize("fields", [(0, 2), ()])
 def test_the_query_knows_its_fields_alone(linear, fields) -> None:
     layer, x = linear(query_fields=fields), torch.randn(5, 32)
@@ -141,7 +161,9 @@ def test_an_unknown_query_field_is_named(linear, field: int) -> None:
         linear(query_fields=(0, field))
 
 
-@pytest.mark.parametrize("name", ["routing_variant", "field_tokens", "feature_gate"])
+@pytest.mark.parametrize(
+    "name", ["routing_variant", "field_tokens", "residual_field_tokens", "feature_gate"]
+)
 def test_registered_and_of_the_width_it_names(variants, name) -> None:
     options = variants.VariantOptions if name == "routing_variant" else HiLoMoEOptions
     build = getattr(variants, f"build_{name}")
