@@ -15,7 +15,15 @@ import pandas as pd
 from accuracy_ablations import BASE, ablation_tables, plot_sizes
 from accuracy_bars import bars_table
 from accuracy_plan import load_plan
-from accuracy_stats import best_baseline, compare, is_baseline, newest, spread, summary
+from accuracy_stats import (
+    best_baseline,
+    compare,
+    cpu_minutes,
+    is_baseline,
+    newest,
+    spread,
+    summary,
+)
 from adjustText import adjust_text
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
@@ -66,19 +74,21 @@ def replaced(text: str, part: str, lines: Iterable[str], title: str = "", image:
 def tables(runs: pd.DataFrame) -> Iterable[str]:
     """The page's lines, a table for each data set."""
     for data in runs[runs.kind == "seed"].data.unique():
-        rows = summary(runs, data)
+        rows, minutes = summary(runs, data), cpu_minutes(runs, data)
         best = best_baseline(runs, data)
         yield f"\n### {data}\n"
         yield (
             "| model | test AUC | against best baseline | log loss | kFLOPs "
-            "| dense parameters | seeds, trials |"
+            "| dense parameters | minutes | seeds, trials |"
         )
-        yield "|---|---|---|---|---|---|---|"
+        yield "|---|---|---|---|---|---|---|---|"
         for model, row in rows.iterrows():
+            deviation = f" ± {row.logloss_sd:.4f}" if row.seeds > 1 else ""
+            time = f"{minutes[model]:.1f}" if model in minutes else "–"
             yield (
                 f"| `{model}` | {spread(row)} | {against(runs, data, model, best)} "
-                f"| {row.logloss:.4f} | {row.flops / 1e3:,.0f} | {row.parameters:,.0f} "
-                f"| {row.seeds:.0f}, {row.trials:.0f} |"
+                f"| {row.logloss:.4f}{deviation} | {row.flops / 1e3:,.0f} "
+                f"| {row.parameters:,.0f} | {time} | {row.seeds:.0f}, {row.trials:.0f} |"
             )
     yield ""
 
@@ -147,6 +157,7 @@ def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
             texts,
             ax=axis,
             expand=(1.15, 1.4),
+            iter_lim=500,  # not a time limit: the same plot on any machine
             arrowprops={"arrowstyle": "-", "color": "gray", "lw": 0.5},
         )
     path.parent.mkdir(parents=True, exist_ok=True)

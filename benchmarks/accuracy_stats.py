@@ -41,7 +41,7 @@ def newest(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(runs: pd.DataFrame, data: str) -> pd.DataFrame:
-    """One row a model: its seeds' mean and standard deviation, cost, and trials of its tuning."""
+    """One row a model: its seeds' means and standard deviations, cost, and trials of its tuning."""
     of_data = runs[runs.data == data]
     seeds = of_data[of_data.kind == "seed"].groupby("model")
     trials = of_data[of_data.kind == "trial"].groupby("model").size()
@@ -50,11 +50,18 @@ def summary(runs: pd.DataFrame, data: str) -> pd.DataFrame:
         auc=("test_auc", "mean"),
         sd=("test_auc", "std"),
         logloss=("test_logloss", "mean"),
+        logloss_sd=("test_logloss", "std"),
         flops=("flops_per_sample", "mean"),
         parameters=("dense_parameters", "mean"),
     )
     result["trials"] = trials.reindex(result.index).fillna(0).astype(int)
     return result.sort_values("auc", ascending=False)
+
+
+def cpu_minutes(runs: pd.DataFrame, data: str) -> pd.Series:
+    """By model, the median time of its seeds that ran on CPU; none for models without."""
+    chosen = runs[(runs.data == data) & (runs.kind == "seed") & (runs.device == "CPU")]
+    return chosen.groupby("model").seconds.median() / 60
 
 
 def is_baseline(model: str) -> bool:

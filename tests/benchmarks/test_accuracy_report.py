@@ -15,11 +15,13 @@ def test_report_compares_seed_by_seed(load) -> None:
     dlrm, ours = rng.normal(0.8, 0.01, 5), rng.normal(0.81, 0.01, 5)
     rows = [
         {"data": "shop", "model": model, "kind": "seed", "seed": seed, "test_auc": auc}
-        | {"valid_auc": auc, "test_logloss": 0.5, "flops_per_sample": flops}
-        | {"dense_parameters": 10, "seconds": 1}
-        for model, aucs, flops in (("dlrm", dlrm, 2000.0), ("hilomoe", ours, 1000.0))
+        | {"valid_auc": auc, "test_logloss": 0.5 + 0.1 * seed, "flops_per_sample": flops}
+        | {"dense_parameters": 10, "seconds": 60.0 * seed, "device": device if seed else "H200"}
+        for model, aucs, flops, device in (
+            ("dlrm", dlrm, 2000.0, "H200"), ("hilomoe", ours, 1000.0, "CPU"),
+        )
         for seed, auc in enumerate(aucs)
-    ]
+    ]  # fmt: skip
     runs = pd.DataFrame(rows).sample(frac=1, random_state=0)
     gain, p_value, seeds = stats_of.compare(runs, "shop", "hilomoe", "dlrm")
     assert seeds == 5
@@ -27,7 +29,9 @@ def test_report_compares_seed_by_seed(load) -> None:
     assert p_value == pytest.approx(stats.ttest_rel(ours, dlrm).pvalue)
     page = "\n".join(report.tables(runs))
     assert f"| `hilomoe` | {ours.mean():.5f} ± {ours.std(ddof=1):.5f} | {gain:+.5f} (p " in page
-    assert "| `dlrm` | " in page
+    # Log loss, FLOPs, parameters, and minutes on CPU: of seeds 1 to 4 and of none.
+    assert "| 0.7000 ± 0.1581 | 1 | 10 | 2.5 | 5, 0 |" in page
+    assert "| 0.7000 ± 0.1581 | 2 | 10 | – | 5, 0 |" in page
 
 
 def test_variants_of_public_architectures_are_baselines(load) -> None:
