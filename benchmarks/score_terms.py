@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchrec_hilomoe.data import open_encoded
 from torchrec_hilomoe.modules import HierarchicalRouter, Routing
 from torchrec_hilomoe.training.checkpoint import load_model, read_info
-from torchrec_hilomoe.training.config import ShardingConfig, TableOptimizerConfig
+from torchrec_hilomoe.training.config import ShardingConfig
 from torchrec_hilomoe.training.distributed import init_process_group
 from torchrec_hilomoe.training.evaluation import predict
 from torchrec_hilomoe.training.run import build_sharded
@@ -92,8 +92,9 @@ def main() -> None:
     device = init_process_group()
     info = read_info(args.checkpoint)
     data = open_encoded(info.encoder, args.file, batch_size=8192, rank=0, world_size=1)
-    sharding, tables = ShardingConfig(), TableOptimizerConfig()
-    model = build_sharded(info.model, info.features, sharding, tables, seed=0, device=device)
+    model = build_sharded(
+        info.model, info.features, ShardingConfig(), tables=None, seed=0, device=device
+    )
     load_model(model, args.checkpoint)
     routers = score_terms(core_model(model))
     aucs = [predict(model, data.loader("test"), device).compute()["auc"]]

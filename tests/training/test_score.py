@@ -17,7 +17,9 @@ def score_rows(tmp_path, tmp_path_factory):
     One may be made bad, and labels left out.
     """
 
-    def run(checkpoint, bad: int | None = None, labels: bool = True) -> tuple[dict, pa.Table]:
+    def run(
+        checkpoint, bad: int | None = None, labels: bool = True, sharding: str = "row_wise"
+    ) -> tuple[dict, pa.Table]:
         valid = next((tmp_path_factory.getbasetemp() / "cache").rglob("valid.parquet"))
         rows = pq.read_table(valid).to_pylist()
         if bad is not None:
@@ -28,7 +30,7 @@ def score_rows(tmp_path, tmp_path_factory):
             str(tmp_path / "rows.parquet"), 16, on_bad_row="skip", cache_dir=str(tmp_path / "cache")
         )
         scores = tmp_path / "scores.parquet"
-        metrics = score(ScoreConfig(checkpoint, data, scores, ShardingConfig("row_wise")))
+        metrics = score(ScoreConfig(checkpoint, data, scores, ShardingConfig(sharding)))
         return metrics, pq.read_table(scores)
 
     return run
@@ -55,6 +57,14 @@ def test_rows_without_labels_have_predictions_alone(run_training, score_rows, tm
     assert with_labels["label"].null_count == 0
     for column in ("row", "prediction"):
         assert without[column] == with_labels[column]
+
+
+@pytest.mark.parametrize("sharding", ["auto", "table_wise"])
+def test_tables_of_any_number_of_columns_are_scored(run_training, score_rows, tmp_path, sharding):
+    run = tmp_path / "run"
+    metrics = run_training(run, "optimizer=adam_dense", "model.embedding_dim=10")
+    scored, _ = score_rows(run / "checkpoints" / "best", sharding=sharding)
+    assert scored["auc"] == pytest.approx(metrics["valid"]["auc"], abs=1e-6)
 
 
 def test_experts_are_off_where_they_were_off_in_the_best_stage(run_training, score_rows, tmp_path):

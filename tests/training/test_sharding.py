@@ -9,8 +9,10 @@ from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training import ShardingConfig, TableOptimizerConfig, shard_model
 
 
-@pytest.mark.parametrize("kernel", ["fused", "dense"])
-def test_columns_that_a_gpu_cannot_read_are_refused(kernel):
+@pytest.mark.parametrize(
+    ("kernel", "device"), [("fused", "cuda"), ("dense", "cuda"), ("fused", "cpu")]
+)
+def test_columns_that_kernels_cannot_read_are_refused(kernel, device):
     tables = [
         EmbeddingBagConfig(name=f"t_{dim}", embedding_dim=dim, num_embeddings=5, feature_names=[])
         for dim in (10, 12)
@@ -18,4 +20,4 @@ def test_columns_that_a_gpu_cannot_read_are_refused(kernel):
     collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
     optimizer = TableOptimizerConfig(name="sgd", kernel=kernel)
     with pytest.raises(ConfigError, match=r"a multiple of 4, got t_10 \(10\);"):
-        shard_model(collection, ShardingConfig(), optimizer, torch.device("cuda"))
+        shard_model(collection, ShardingConfig(), optimizer, torch.device(device))

@@ -209,7 +209,7 @@ def build_sharded(
     config: ModelConfig,
     features: FeatureSpec,
     sharding: ShardingConfig,
-    tables: TableOptimizerConfig,
+    tables: TableOptimizerConfig | None,
     seed: int,
     device: torch.device,
 ) -> DistributedModelParallel:
@@ -219,13 +219,16 @@ def build_sharded(
         config (ModelConfig): the architecture.
         features (FeatureSpec): the features of the data.
         sharding (ShardingConfig): how the tables are spread.
-        tables (TableOptimizerConfig): the tables' optimizer.
+        tables (TableOptimizerConfig | None): the tables' optimizer; None for a model that will not
+            be trained, whose tables may have any number of columns on CPU.
         seed (int): of the initialisation.
         device (torch.device): this rank's device.
 
     Returns:
         DistributedModelParallel: around a `DLRM_HiLoMoETrain`.
     """
+    if tables is None:  # fused kernels can be sharded in more ways, but take columns by four
+        tables = TableOptimizerConfig(kernel="dense" if config.table_dim % 4 else "fused")
     torch.manual_seed(seed)
     collection = make_tables(features, config.table_dim)
     dense = build_model(config, collection, len(features.dense), device)

@@ -22,7 +22,7 @@ from torchrec_hilomoe.training.checkpoint import (
     read_info,
     verify_on_all_ranks,
 )
-from torchrec_hilomoe.training.config import ShardingConfig, TableOptimizerConfig
+from torchrec_hilomoe.training.config import ShardingConfig
 from torchrec_hilomoe.training.distributed import (
     PREPARATION_TIMEOUT,
     agree,
@@ -123,7 +123,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         if is_main_rank():
             logger.warning("data.test has no labels: predictions are written, metrics are null")
     model = build_sharded(
-        info.model, info.features, config.sharding, TableOptimizerConfig(), seed=0, device=device
+        info.model, info.features, config.sharding, tables=None, seed=0, device=device
     )
     load_model(model, config.checkpoint)
     predictions = predict(model, data.loader("test"), device)

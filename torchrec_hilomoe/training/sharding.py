@@ -119,14 +119,16 @@ def _check(
     dense_types = [type_.value for type_ in _DENSE_TYPES]
     if dense and sharding.type not in ("auto", *dense_types):
         raise ConfigError(
-            f"sharding.type: optimizer.tables.kernel=dense works with {', '.join(dense_types)} "
-            f"(auto takes data_parallel), got {sharding.type}"
+            "sharding.type: the dense kernel (optimizer.tables.kernel=dense; in an evaluation, "
+            f"columns that are no multiple of 4) works with {', '.join(dense_types)} (auto takes "
+            f"data_parallel), got {sharding.type}"
         )
     odd = [f"{c.name} ({c.embedding_dim})" for c in configs if c.embedding_dim % 4]
-    if odd and device.type == "cuda":
+    if odd and (device.type == "cuda" or not dense):
         raise ConfigError(
-            "model.embedding_dim: FBGEMM's CUDA kernels need tables whose columns are a multiple "
-            f"of 4, got {', '.join(odd)}; take the next multiple, or train on CPU"
+            "model.embedding_dim: FBGEMM's fused kernels, and all of CUDA, need tables whose "
+            f"columns are a multiple of 4, got {', '.join(odd)}; take the next multiple, or on CPU "
+            "optimizer.tables.kernel=dense"
         )
     means = [config.name for config in configs if config.pooling == PoolingType.MEAN]
     if sharding.type == "grid_shard" and means:
