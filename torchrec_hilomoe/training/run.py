@@ -47,7 +47,7 @@ from torchrec_hilomoe.training.distributed import (
 from torchrec_hilomoe.training.loop import Trainer
 from torchrec_hilomoe.training.output_folder import exclusive
 from torchrec_hilomoe.training.recorder import Recorder
-from torchrec_hilomoe.training.sharding import shard_model
+from torchrec_hilomoe.training.sharding import COLUMN_MULTIPLE, shard_model
 from torchrec_hilomoe.training.stages import core_model
 from torchrec_hilomoe.training.tables import init_tables, make_tables
 
@@ -227,8 +227,9 @@ def build_sharded(
     Returns:
         DistributedModelParallel: around a `DLRM_HiLoMoETrain`.
     """
-    if tables is None:  # fused kernels can be sharded in more ways, but take columns by four
-        tables = TableOptimizerConfig(kernel="dense" if config.table_dim % 4 else "fused")
+    if tables is None:  # fused kernels can be sharded in more ways, where they take the columns
+        odd = config.table_dim % COLUMN_MULTIPLE
+        tables = TableOptimizerConfig(kernel="dense" if odd else "fused")
     torch.manual_seed(seed)
     collection = make_tables(features, config.table_dim)
     dense = build_model(config, collection, len(features.dense), device)

@@ -35,6 +35,9 @@ _TABLE_TYPES = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.TAB
 _COLUMN_TYPES = [ShardingType.COLUMN_WISE, ShardingType.TABLE_COLUMN_WISE]
 _DENSE_TYPES = [ShardingType.DATA_PARALLEL, ShardingType.TABLE_WISE]
 
+#: What TorchRec's fused kernels, and all of FBGEMM's on CUDA, take columns of tables by.
+COLUMN_MULTIPLE = 4
+
 
 class _Sharder(EmbeddingBagCollectionSharder):
     """TorchRec's sharder with given sharding types on every device; on CPU it hides some.
@@ -120,15 +123,15 @@ def _check(
     if dense and sharding.type not in ("auto", *dense_types):
         raise ConfigError(
             "sharding.type: the dense kernel (optimizer.tables.kernel=dense; in an evaluation, "
-            f"columns that are no multiple of 4) works with {', '.join(dense_types)} (auto takes "
-            f"data_parallel), got {sharding.type}"
+            f"columns that are no multiple of {COLUMN_MULTIPLE}) works with "
+            f"{', '.join(dense_types)} (auto takes data_parallel), got {sharding.type}"
         )
-    odd = [f"{c.name} ({c.embedding_dim})" for c in configs if c.embedding_dim % 4]
+    odd = [f"{c.name} ({c.embedding_dim})" for c in configs if c.embedding_dim % COLUMN_MULTIPLE]
     if odd and (device.type == "cuda" or not dense):
         raise ConfigError(
             "model.embedding_dim: FBGEMM's fused kernels, and all of CUDA, need tables whose "
-            f"columns are a multiple of 4, got {', '.join(odd)}; take the next multiple, or on CPU "
-            "optimizer.tables.kernel=dense"
+            f"columns are a multiple of {COLUMN_MULTIPLE}, got {', '.join(odd)}; take the next "
+            "multiple, or on CPU optimizer.tables.kernel=dense (evaluation takes it by itself)"
         )
     means = [config.name for config in configs if config.pooling == PoolingType.MEAN]
     if sharding.type == "grid_shard" and means:
