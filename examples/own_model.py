@@ -115,13 +115,19 @@ def state(model: DistributedModelParallel, dense: dict[str, Any]) -> dict[str, A
     return {"model": model.state_dict(), "tables": tables, "dense": dense}
 
 
+def tensors(state: dict[str, Any]) -> dict[str, Any]:
+    """The state without empty dicts, such as SGD's: DCP would save those of rank 0 alone."""
+    kept = {k: tensors(v) if isinstance(v, dict) else v for k, v in state.items()}
+    return {k: v for k, v in kept.items() if not isinstance(v, dict) or v}
+
+
 def load(
     model: DistributedModelParallel, optimizer: hilomoe.StageOptimizer, checkpoint: str
 ) -> None:
     """Loads what any number of ranks saved in the same stage."""
     # An optimizer has no state before its first step, and nothing is loaded into none.
     loaded = state(model, optimizer.init_state())
-    dcp.load(loaded, checkpoint_id=checkpoint)
+    dcp.load(tensors(loaded), checkpoint_id=checkpoint)  # in place
     model.load_state_dict(loaded["model"])
     model.fused_optimizer.load_state_dict(loaded["tables"])
 
@@ -134,7 +140,7 @@ def main(checkpoint: str) -> None:
         optimizer = enter(model, stage)
         train(model, optimizer, clicks(stage.batches or 0, seed))
         auc[name] = hilomoe.predict(model, clicks(10, seed=9), device).compute()["auc"]
-    dcp.save(state(model, optimizer.dense_state()), checkpoint_id=checkpoint)
+    dcp.save(tensors(state(model, optimizer.dense_state())), checkpoint_id=checkpoint)
 
     restored = make_model(device)
     load(restored, enter(restored, stage), checkpoint)

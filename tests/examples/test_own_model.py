@@ -24,6 +24,28 @@ def test_three_stages(launch, tmp_path, ranks):
     assert auc["restored"] == auc["joint"]
 
 
+@pytest.mark.multirank
+def test_optimizers_without_state_are_restored(launch, tmp_path):
+    """Whole tables of SGD: no rank has the states of all of them."""
+    (tmp_path / "own_sgd.py").write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import own_model
+from torchrec_hilomoe import training
+own_model.OPTIMIZERS = training.OptimizerConfig(tables=training.TableOptimizerConfig(name="sgd"))
+shard = training.shard_model
+training.shard_model = lambda model, sharding, *rest: shard(
+    model, training.ShardingConfig(type="table_wise"), *rest
+)
+own_model.main(sys.argv[1])
+training.shutdown()
+"""
+    )
+    auc = launch(str(tmp_path / "saved"), script=str(tmp_path / "own_sgd"), ranks=2).result
+    assert auc["restored"] == auc["joint"]
+
+
 @pytest.fixture
 def example():
     spec = importlib.util.spec_from_file_location("own_model", SCRIPT)
@@ -40,7 +62,8 @@ def test_a_loaded_model_learns_on_as_the_saved_one(example, tmp_path):
     saved = example.make_model(device)
     optimizer = example.enter(saved, stage)
     example.train(saved, optimizer, example.clicks(5, seed=0))
-    dcp.save(example.state(saved, optimizer.dense_state()), checkpoint_id=tmp_path / "saved")
+    state = example.tensors(example.state(saved, optimizer.dense_state()))
+    dcp.save(state, checkpoint_id=tmp_path / "saved")
 
     loaded = example.make_model(device)
     new_optimizer = example.enter(loaded, stage)

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import (
+    build_model,
     interaction_names,
     model_config_dict,
     parse_model_config,
@@ -89,6 +90,12 @@ def test_own_options_are_saved_as_ever(name):
     flat = dataclasses.asdict(config)
     flat |= flat.pop("interaction")
     assert model_config_dict(config) == json.loads(json.dumps(flat))
+
+
+def test_tables_of_other_dimensions_are_refused(collection):
+    config = parse_model_config({"name": "hilomoe", "embedding_dim": 4})
+    with pytest.raises(ConfigError, match=r"model.embedding_dim: .* = 4 columns, got {'t0': 8,"):
+        build_model(config, collection, 0)
 
 
 def test_a_close_key_is_suggested():

@@ -41,6 +41,17 @@ def test_name_is_taken_once():
         register_interaction("dlrm", Options)(lambda context, config: None)
 
 
+def test_two_lambdas_are_two_builders():
+    register_interaction("lambda", Options)(lambda context, config: None)
+    with pytest.raises(ValueError, match="'lambda' is already registered"):
+        register_interaction("lambda", Options)(lambda context, config: None)
+
+
+def test_options_are_a_dataclass():
+    with pytest.raises(TypeError, match="'no_dataclass': config must be a dataclass, got <class"):
+        register_interaction("no_dataclass", dict)(lambda context, config: None)
+
+
 def test_unknown_name_lists_the_known():
     with pytest.raises(ConfigError, match=r"no interaction 'hilomo'; did you mean 'hilomoe'\?"):
         parse_model_config({"name": "hilomo"})
@@ -52,7 +63,7 @@ def test_missing_plugin_is_named():
 
 
 def test_plugins_are_a_list_of_names():
-    for wrong in ("my_module", [1]):
+    for wrong in ("my_module", [1], [""], ["."], [".relative"]):
         with pytest.raises(ConfigError, match="plugins: a list of module names, such as"):
             import_plugins(wrong)
     import_plugins(None)

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import pytest
+import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
 from torchrec_hilomoe.models import SparseArch
 
 
@@ -11,3 +16,14 @@ def test_frozen_lookup_has_no_gradient(collection, make_features):
     assert thawed.requires_grad
     assert not frozen.requires_grad
     assert thawed.equal(frozen)
+
+
+def test_tables_have_one_dimension():
+    tables = [
+        EmbeddingBagConfig(name=name, embedding_dim=dim, num_embeddings=9, feature_names=[name])
+        for name, dim in (("a", 8), ("b", 4))
+    ]
+    with pytest.raises(ValueError, match=r"all of one embedding_dim, .* got {'a': 8, 'b': 4}"):
+        SparseArch(EmbeddingBagCollection(tables=tables, device=torch.device("meta")))
+    with pytest.raises(ValueError, match="got no table"):
+        SparseArch(EmbeddingBagCollection(tables=[]))

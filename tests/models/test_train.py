@@ -20,6 +20,11 @@ STREAMS = TwoStreamConfig(expert_width=16, plain_width=8, num_heads=2)
 LABELS = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
 
 
+def test_dense_features_are_none_or_some(collection):
+    with pytest.raises(ValueError, match="dense_in_features must be at least 0, got -3"):
+        DLRM_HiLoMoE(collection, -3, [8], [1], STREAMS, HiLoMoEConfig())
+
+
 def test_loss_is_task_plus_auxiliary(collection, make_features):
     model = DLRM_HiLoMoE(collection, 5, [8], [1], STREAMS, HiLoMoEConfig(num_experts=4))
     batch = Batch(torch.rand(6, 5), make_features(), LABELS)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torchrec.models.dlrm import InteractionDCNArch
@@ -25,6 +26,19 @@ def test_every_feature_has_a_say_in_the_routing() -> None:
     arch.linear.router.routing.logits[:, 0, 0].sum().backward()
     assert dense.grad.abs().min() > 0
     assert sparse.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "name"),
+    [
+        ((-1, 4, 8), "num_sparse_features"),
+        ((2, 0, 8), "embedding_dim"),
+        ((2, 4, 0), "out_features"),
+    ],
+)
+def test_sizes_out_of_range_are_named(sizes: tuple[int, int, int], name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least"):
+        HiLoMoEInteractionArch(*sizes, HiLoMoEConfig(3, 4))
 
 
 def test_without_sparse_features() -> None:

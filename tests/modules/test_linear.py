@@ -145,6 +145,14 @@ def test_shared_routing_runs_while_any_linear_has_experts() -> None:
     assert shared_routing(router, linears, x).scores.shape == (0, 3, 4)
 
 
+@pytest.mark.parametrize("shape", [(7, 4, 6), (7, 3, 2), (1, 3, 4), (7, 12)])
+def test_a_routing_of_another_shape_is_refused(shape) -> None:
+    linear = with_experts(RoutedLinear(12, 10, CONFIG))
+    routing = Routing(torch.rand(shape), torch.randn(shape))
+    with pytest.raises(ValueError, match=r"experts\] = \[7, 3, 4\] needed, got scores of \["):
+        linear(torch.randn(7, 12), routing)
+
+
 def test_no_tokens_have_no_outputs() -> None:
     linear = with_experts(HiLoMoELinear(12, 10, HiLoMoEConfig(3, 4)))
     assert linear(torch.randn(7, 0, 12)).shape == (7, 0, 10)

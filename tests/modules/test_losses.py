@@ -152,6 +152,23 @@ def test_weights_that_are_no_numbers_are_refused(name, weight) -> None:
         AuxiliaryLossConfig(**{name: weight})
 
 
+def test_a_weight_in_place_of_the_weights_is_refused() -> None:
+    with pytest.raises(TypeError, match="config must be an AuxiliaryLossConfig, got 0.001"):
+        AuxiliaryLoss(nn.Linear(2, 2), 1e-3)
+
+
+def test_a_skipped_layer_counts_as_no_samples() -> None:
+    """Towers that take turns: each forward runs one of them."""
+    towers = nn.ModuleList(HiLoMoELinear(12, 1, HiLoMoEConfig(3, 4)) for _ in range(2))
+    losses = AuxiliaryLoss(towers, AuxiliaryLossConfig())
+    for turn in (0, 1, 0):
+        towers[1 - turn].router.skip()
+        output = towers[turn](torch.randn(5, 12)).mean()
+        assert losses().load_balance >= 3
+        assert losses().load_balance <= 3 * 4  # of one tower
+        (output + losses().total).backward()
+
+
 def test_auxiliary_loss_trains_router_and_lower_layers() -> None:
     model = two_router_model()
     losses = AuxiliaryLoss(model, AuxiliaryLossConfig())

@@ -34,6 +34,12 @@ def test_silent_experts_equal_torchrec_mlp_bit_for_bit() -> None:
     assert torch.equal(mlp(x), dense(x))
 
 
-def test_needs_a_layer() -> None:
+@pytest.mark.parametrize("sizes", [[], iter(())])
+def test_needs_a_layer(sizes) -> None:
     with pytest.raises(ValueError, match="layer_sizes"):
-        HiLoMoEMLP(12, [], HiLoMoEConfig())
+        HiLoMoEMLP(12, sizes, HiLoMoEConfig())
+
+
+def test_takes_any_iterable_of_sizes() -> None:
+    mlp = HiLoMoEMLP(12, (size for size in (8, 4)), HiLoMoEConfig())
+    assert mlp(torch.randn(5, 12)).shape == (5, 4)

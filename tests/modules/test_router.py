@@ -157,17 +157,6 @@ def count_flops(module: nn.Module, *inputs: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
-def test_evaluation_multiplies_the_keys_once() -> None:
-    router, x = HierarchicalRouter(12, CONFIG), torch.randn(1, 12)
-    gram_flops = 2 * 12 * 12 * 12
-    training = count_flops(router, x)
-    with torch.no_grad():
-        router.eval()
-        assert count_flops(router, x) == training
-        assert count_flops(router, x) == training - gram_flops
-    assert count_flops(router, x) == training  # keys that learn
-
-
 def _in_place(router: HierarchicalRouter) -> None:
     router.keys.mul_(3.0)
 
@@ -176,7 +165,7 @@ def _load(router: HierarchicalRouter) -> None:
     router.load_state_dict(HierarchicalRouter(12, CONFIG).state_dict())
 
 
-def _data(router: HierarchicalRouter) -> None:
+def _new_data(router: HierarchicalRouter) -> None:
     router.keys.data = torch.randn(3, 4, 12)
 
 
@@ -184,13 +173,11 @@ def _replaced(router: HierarchicalRouter) -> None:
     router.keys = nn.Parameter(torch.randn(3, 4, 12))
 
 
-def _round_trip(router: HierarchicalRouter) -> None:
-    router.keys.data.mul_(3.0)  # unseen, but for the change of mode
-    router.train()
-    router.eval()
+def _through_data(router: HierarchicalRouter) -> None:
+    router.keys.data.mul_(3.0)
 
 
-@pytest.mark.parametrize("change", [_in_place, _load, _data, _replaced, _round_trip])
+@pytest.mark.parametrize("change", [_in_place, _load, _new_data, _replaced, _through_data])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_evaluation_follows_the_keys(change, mode) -> None:
     router, x = HierarchicalRouter(12, CONFIG).eval(), torch.randn(7, 12)
@@ -206,15 +193,15 @@ def test_evaluation_follows_the_keys(change, mode) -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_evaluation_follows_steps_of_training_in_evaluation_mode(fused) -> None:
-    """As with dropout and batch norm switched off; fused steps leave no trace on the keys."""
+def test_evaluation_follows_steps_of_an_optimizer(fused) -> None:
+    """Fused steps, like collectives and writes to shared memory, do not change keys._version."""
     router, x = HierarchicalRouter(12, CONFIG).eval(), torch.randn(7, 12)
     optimizer = torch.optim.Adam(router.parameters(), lr=1.0, fused=fused)
-    for _ in range(2):
+    router(x).scores.square().sum().backward()
+    for _ in range(3):
         with torch.no_grad():
             expected = route_reference(router.query(x), router.keys)
             torch.testing.assert_close(tuple(router(x)), expected)
-        router(x).scores.square().sum().backward()
         optimizer.step()
 
 

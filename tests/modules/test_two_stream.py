@@ -38,6 +38,17 @@ def test_heads_must_divide_both_streams(num_heads: int) -> None:
         BilinearFusion(12, 8, num_heads)
 
 
+def test_the_fusion_has_features() -> None:
+    with pytest.raises(ValueError, match="num_heads must divide .* 0 and 8; got 4"):
+        BilinearFusion(0, 8, 4)
+
+
+@pytest.mark.parametrize("sizes", [(-1, 4), (2, 0)])
+def test_there_are_features(sizes: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"(num_sparse_features|embedding_dim) must be at least"):
+        HiLoMoETwoStreamArch(*sizes, TwoStreamConfig(), HiLoMoEConfig(3, 4))
+
+
 @pytest.mark.parametrize("width", [0, -10])
 @pytest.mark.parametrize("stream", ["expert_width", "plain_width"])
 def test_streams_have_features(stream: str, width: int) -> None:

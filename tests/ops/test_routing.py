@@ -75,13 +75,6 @@ def test_gradient_of_scores_or_logits_alone(used: int) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_takes_a_known_gram_matrix() -> None:
-    query, keys = random_inputs(5, 6, 4, 8)
-    expected = route(query, keys)
-    assert torch.equal(route(query, keys, gram=gram_matrix(keys))[0], expected[0])
-    assert not torch.allclose(route(query, keys, gram=2 * gram_matrix(keys))[0], expected[0])
-
-
 def test_gram_matrix_holds_scaled_products() -> None:
     keys = torch.randn(3, 4, 8)
     flat = keys.view(12, 8)

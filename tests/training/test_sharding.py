@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torch import distributed as dist
+from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training import ShardingConfig, TableOptimizerConfig, shard_model
@@ -21,3 +26,46 @@ def test_columns_that_kernels_cannot_read_are_refused(kernel, device):
     optimizer = TableOptimizerConfig(name="sgd", kernel=kernel)
     with pytest.raises(ConfigError, match=r"a multiple of 4, got t_10 \(10\);"):
         shard_model(collection, ShardingConfig(), optimizer, torch.device(device))
+
+
+@pytest.fixture
+def four_ranks() -> Iterator[None]:
+    """This process as the first of four, whose collectives do nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield
+    dist.destroy_process_group()
+
+
+def _types(type_: str, name: str = "rowwise_adagrad") -> dict[int, str]:
+    """The planned sharding type by number of rows."""
+    tables = [
+        EmbeddingBagConfig(name=f"t{n}", embedding_dim=4, num_embeddings=n, feature_names=[f"f{n}"])
+        for n in (1, 3, 4, 5, 6, 7, 9, 10, 100)
+    ]
+    collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+    model = shard_model(
+        collection, ShardingConfig(type=type_), TableOptimizerConfig(name), torch.device("cpu")
+    )
+    return {int(key[1:]): table.sharding_type for key, table in model.plan.plan[""].items()}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("type_", ["row_wise", "table_row_wise", "grid_shard"])
+def test_tables_that_would_leave_a_rank_without_rows_are_placed_whole(four_ranks, type_):
+    # Four ranks get as many rows each, rounded up: 5 rows are 2, 2, 1 and none.
+    types = _types(type_, "sgd")
+    assert [rows for rows, placed in types.items() if placed == "table_wise"] == [1, 3, 5, 6, 9]
+    assert {types[rows] for rows in (4, 7, 10, 100)} == {type_}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_types_take_tables_of_few_rows(four_ranks):
+    assert set(_types("column_wise", "sgd").values()) == {"column_wise"}
+    assert _types("auto")[3] == "table_wise"
+
+
+def test_tables_that_are_not_pooled_are_refused():
+    config = EmbeddingConfig(name="a", embedding_dim=4, num_embeddings=9, feature_names=["a"])
+    model = nn.ModuleDict({"ids": EmbeddingCollection([config], device=torch.device("meta"))})
+    with pytest.raises(ConfigError, match="model: ids is an EmbeddingCollection, and shard_model"):
+        shard_model(model, ShardingConfig(), TableOptimizerConfig(), torch.device("cpu"))

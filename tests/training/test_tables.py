@@ -4,13 +4,18 @@ import math
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torch.distributed.tensor import DTensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingEnv
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from torchrec_hilomoe.data import FeatureSpec, SparseFeature
 from torchrec_hilomoe.inference import load_for_serving
 from torchrec_hilomoe.training import init_tables, make_tables
-from torchrec_hilomoe.training.tables import table_name
+from torchrec_hilomoe.training.tables import local_shards, table_name
 
 
 def _tables(
@@ -73,3 +78,50 @@ def test_a_name_with_dots_is_no_other_features_name():
 
 def test_names_without_dots_are_those_of_older_checkpoints():
     assert [table_name(name) for name in ("user", "a b", "50%")] == ["t_user", "t_a b", "t_50%"]
+
+
+class _Collections(nn.Module):
+    def __init__(self, device: str, **tables: str) -> None:
+        super().__init__()
+        for path, name in tables.items():
+            config = EmbeddingConfig(
+                name=name, embedding_dim=4, num_embeddings=9, feature_names=[name]
+            )
+            self.add_module(path, EmbeddingCollection([config], device=torch.device(device)))
+
+
+def test_unpooled_tables_and_those_of_one_name():
+    model = _Collections("cpu", left="id", right="id", other="user")
+    init_tables(model, seed=0)
+    left, right, other = (table.detach() for table in model.parameters())
+    assert not torch.equal(left, right)
+    assert max(table.abs().max() for table in (left, right, other)) <= 1 / 3
+    alone = _Collections("cpu", anywhere="user")
+    init_tables(alone, seed=0)
+    assert torch.equal(other, alone.anywhere.embeddings["user"].weight)
+
+
+def test_a_collection_that_is_the_model():
+    config = EmbeddingConfig(name="user", embedding_dim=4, num_embeddings=9, feature_names=["user"])
+    model = EmbeddingCollection([config])
+    init_tables(model, seed=0)
+    inner = _Collections("cpu", inner="user")
+    init_tables(inner, seed=0)
+    assert torch.equal(*model.parameters(), *inner.parameters())
+
+
+@pytest.mark.parametrize("dtensor", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_a_sharded_model_of_ones_own(device, dtensor):
+    env = ShardingEnv.from_process_group(dist.group.WORLD)
+    env.output_dtensor = dtensor
+    plain, sharded = _Collections("cpu", ids="user"), _Collections("meta", ids="user")
+    sharded.add_module("head", nn.Linear(1, 1))  # DDP needs a parameter
+    sharded = DistributedModelParallel(sharded, env=env, device=device)
+    for model in (plain, sharded):
+        init_tables(model, seed=0)
+    value = sharded.state_dict()["ids.embeddings.user.weight"]
+    assert isinstance(value, DTensor) == dtensor
+    ((shard, row, column),) = local_shards(value)
+    assert (row, column) == (0, 0)
+    assert torch.equal(shard, plain.ids.embeddings["user"].weight)

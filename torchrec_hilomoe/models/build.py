@@ -164,12 +164,17 @@ def build_model(
         InteractionDLRM: the model.
 
     Raises:
-        ConfigError: an option does not fit the data, or a builder of a third party does not return
-            what it promises.
+        ConfigError: an option does not fit the data or the tables, or a builder of a third party
+            does not return what it promises.
     """
-    num_sparse = sum(
-        len(table.feature_names) for table in embedding_bag_collection.embedding_bag_configs()
-    )
+    tables = embedding_bag_collection.embedding_bag_configs()
+    others = {t.name: t.embedding_dim for t in tables if t.embedding_dim != config.table_dim}
+    if others:
+        raise ConfigError(
+            f"model.embedding_dim: tables need embedding_dim * ensemble_size = {config.table_dim} "
+            f"columns, got {others}"
+        )
+    num_sparse = sum(len(table.feature_names) for table in tables)
     dense_arch = None
     if num_dense_features:
         sizes = [*config.dense_arch_layer_sizes, config.table_dim]

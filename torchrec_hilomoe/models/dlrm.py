@@ -20,7 +20,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_hilomoe.models.over_arch import OverArch
-from torchrec_hilomoe.models.sparse_arch import SparseArch
+from torchrec_hilomoe.models.sparse_arch import SparseArch, common_embedding_dim
 from torchrec_hilomoe.modules import HiLoMoEConfig, HiLoMoETwoStreamArch, TwoStreamConfig
 
 
@@ -39,6 +39,9 @@ class InteractionDLRM(nn.Module):
             ``inter_arch(dense_features=[B, D], sparse_features=[B, F', D])`` with F' = F, or
             F - 1 without dense features; returns [B, width].
         over_arch (nn.Module): [B, width] → [B, 1].
+
+    Raises:
+        ValueError: there is no table, or their dimensions differ.
 
     Example:
         >>> from torchrec.models.dlrm import InteractionArch
@@ -114,8 +117,8 @@ class DLRM_HiLoMoE(InteractionDLRM):  # noqa: N801 (named as torchrec's DLRM_DCN
         dense_device (torch.device | None): device of everything but the tables.
 
     Raises:
-        ValueError: the dense arch does not end in D, or the streams cannot be cut into their
-            heads.
+        ValueError: there is no table, their dimensions differ, ``dense_in_features`` is negative,
+            the dense arch does not end in D, or the streams cannot be cut into their heads.
 
     Example:
         >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -148,9 +151,11 @@ class DLRM_HiLoMoE(InteractionDLRM):  # noqa: N801 (named as torchrec's DLRM_DCN
         hilomoe: HiLoMoEConfig,
         dense_device: torch.device | None = None,
     ) -> None:
+        embedding_dim = common_embedding_dim(embedding_bag_collection)
         configs = embedding_bag_collection.embedding_bag_configs()
-        embedding_dim = configs[0].embedding_dim
         num_sparse = sum(len(config.feature_names) for config in configs)
+        if dense_in_features < 0:
+            raise ValueError(f"dense_in_features must be at least 0, got {dense_in_features}")
         dense_arch = None
         if dense_in_features > 0:
             if not dense_arch_layer_sizes or dense_arch_layer_sizes[-1] != embedding_dim:

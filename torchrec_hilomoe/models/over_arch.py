@@ -23,7 +23,7 @@ class OverArch(nn.Module):
         device (torch.device | None): device of the parameters.
 
     Raises:
-        ValueError: ``layer_sizes`` is empty.
+        ValueError: ``layer_sizes`` is empty, or ``dropout`` is no probability.
 
     Example:
         >>> OverArch(10, [5, 1])(torch.rand(2, 10)).shape
@@ -39,6 +39,7 @@ class OverArch(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
+        layer_sizes = list(layer_sizes)
         if not layer_sizes:
             raise ValueError("OverArch needs at least one layer: layer_sizes is empty")
         layers: list[nn.Module] = []
@@ -47,7 +48,7 @@ class OverArch(nn.Module):
             if batch_norm:
                 layers.append(nn.BatchNorm1d(width, device=device))
             layers.append(nn.ReLU())
-            if dropout > 0:
+            if dropout:
                 layers.append(nn.Dropout(dropout))
             in_features = width
         layers.append(nn.Linear(in_features, layer_sizes[-1], device=device))

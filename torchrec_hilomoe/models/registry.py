@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 from collections.abc import Callable
@@ -77,6 +78,7 @@ def register_interaction(
 
     Raises:
         ValueError: the name is taken by another builder.
+        TypeError: ``config`` is no dataclass.
 
     Example:
         >>> import dataclasses
@@ -96,6 +98,8 @@ def register_interaction(
     def register(
         build: Callable[[InteractionContext, C], Interaction],
     ) -> Callable[[InteractionContext, C], Interaction]:
+        if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
+            raise TypeError(f"interaction {name!r}: config must be a dataclass, got {config!r}")
         taken = _ENTRIES.get(name)
         if taken is not None and _origin(taken.build) != _origin(build):
             raise ValueError(f"interaction {name!r} is already registered: {taken.build}")
@@ -105,9 +109,10 @@ def register_interaction(
     return register
 
 
-def _origin(build: Callable[..., Any]) -> tuple[str, str]:
+def _origin(build: Callable[..., Any]) -> tuple[object, ...]:
     """What tells a builder from others, and not from itself in a module imported again."""
-    return build.__module__, build.__qualname__
+    line = build.__code__.co_firstlineno if build.__name__ == "<lambda>" else None
+    return build.__module__, build.__qualname__, line
 
 
 def get_interaction(name: str) -> Entry[Any]:
@@ -138,6 +143,10 @@ def interaction_names() -> list[str]:
     return sorted(_ENTRIES)
 
 
+def _is_module_name(name: object) -> bool:
+    return isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
+
+
 def import_plugins(modules: list[str] | None) -> None:
     """Imports the modules that register third parties' architectures.
 
@@ -149,7 +158,7 @@ def import_plugins(modules: list[str] | None) -> None:
         ConfigError: it is no list of names, or a module cannot be imported.
     """
     modules = [] if modules is None else modules
-    if not (isinstance(modules, list) and all(isinstance(module, str) for module in modules)):
+    if not (isinstance(modules, list) and all(map(_is_module_name, modules))):
         raise ConfigError(f"plugins: a list of module names, such as [my_module]; got {modules!r}")
     for module in modules:
         try:

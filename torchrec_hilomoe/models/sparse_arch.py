@@ -23,9 +23,13 @@ class SparseArch(dlrm.SparseArch):
 
     Attributes:
         frozen (bool): look up without autograd. False by default.
+
+    Raises:
+        ValueError: there is no table, or their dimensions differ.
     """
 
     def __init__(self, embedding_bag_collection: EmbeddingBagCollection) -> None:
+        common_embedding_dim(embedding_bag_collection)  # else [B, F, D] would cut across features
         super().__init__(embedding_bag_collection)
         self.frozen = False
 
@@ -42,3 +46,24 @@ class SparseArch(dlrm.SparseArch):
             with torch.no_grad():
                 return super().forward(features)
         return super().forward(features)
+
+
+def common_embedding_dim(embedding_bag_collection: EmbeddingBagCollection) -> int:
+    """The embedding dimension D that all tables have.
+
+    Args:
+        embedding_bag_collection (EmbeddingBagCollection): sharded or not.
+
+    Returns:
+        int: D.
+
+    Raises:
+        ValueError: there is no table, or their dimensions differ.
+    """
+    dims = {c.name: c.embedding_dim for c in embedding_bag_collection.embedding_bag_configs()}
+    if len(set(dims.values())) != 1:
+        raise ValueError(
+            "embedding_bag_collection: one or more tables, all of one embedding_dim, are needed, "
+            f"got {dims or 'no table'}"
+        )
+    return next(iter(dims.values()))

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from torchrec_hilomoe.config import STRICT
+from torchrec_hilomoe.modules.checks import check_flag, check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class HiLoMoEConfig:
             otherwise.
 
     Raises:
-        ValueError: a value is out of range; the message names its field.
+        ValueError: a value is of another type or out of range; the message names its field.
 
     Example:
         >>> HiLoMoEConfig(num_layers=2, num_experts=8, top_k=2).top_k
@@ -57,19 +58,25 @@ class HiLoMoEConfig:
     recompute: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("tied_keys", "recompute"):
+            check_flag(name, getattr(self, name))
         for name in ("num_layers", "num_experts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.top_k is not None and not 1 <= self.top_k <= self.num_experts:
-            raise ValueError(
-                f"top_k must lie in 1..num_experts ({self.num_experts}), got {self.top_k}"
-            )
+            check_whole(name, getattr(self, name), at_least=1)
+        if self.top_k is not None:
+            check_whole("top_k", self.top_k)
+            if not 1 <= self.top_k <= self.num_experts:
+                raise ValueError(
+                    f"top_k must lie in 1..num_experts ({self.num_experts}), got {self.top_k}"
+                )
+        if self.query_dim is not None:
+            check_whole("query_dim", self.query_dim, at_least=1)
         if self.query_dim is not None and self.tied_keys:
             raise ValueError("query_dim has no meaning with tied_keys: leave one of them out")
-        if self.query_dim is not None and self.query_dim < 1:
-            raise ValueError(f"query_dim must be at least 1, got {self.query_dim}")
         for name in ("query_dropout", "expert_dropout"):
+            check_number(name, getattr(self, name))
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if self.gate_scale is not None and not 0.0 < self.gate_scale < math.inf:
-            raise ValueError(f"gate_scale must be positive and finite, got {self.gate_scale}")
+        if self.gate_scale is not None:
+            check_number("gate_scale", self.gate_scale)
+            if not 0.0 < self.gate_scale < math.inf:
+                raise ValueError(f"gate_scale must be positive and finite, got {self.gate_scale}")

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from torchrec_hilomoe.modules.checks import check_whole
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.modules.linear import HiLoMoELinear
 
@@ -23,6 +24,9 @@ class HiLoMoEInteractionArch(nn.Module):
         device (torch.device | None): default compute device.
         dtype (torch.dtype | None): dtype of the parameters.
 
+    Raises:
+        ValueError: there are no features, or the output has none.
+
     Example:
         >>> arch = HiLoMoEInteractionArch(2, 8, 32, HiLoMoEConfig(num_layers=3, num_experts=4))
         >>> arch(dense_features=torch.rand(5, 8), sparse_features=torch.rand(5, 2, 8)).shape
@@ -39,6 +43,9 @@ class HiLoMoEInteractionArch(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_whole("num_sparse_features", num_sparse_features, at_least=0)
+        check_whole("embedding_dim", embedding_dim, at_least=1)
+        check_whole("out_features", out_features, at_least=1)
         self.out_features = out_features
         in_features = (num_sparse_features + 1) * embedding_dim
         self.linear = HiLoMoELinear(in_features, out_features, config, device, dtype)

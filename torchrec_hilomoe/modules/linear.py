@@ -92,9 +92,19 @@ class RoutedLinear(nn.Module):
 
         Returns:
             Tensor: ``[B, o]`` or ``[B, N, o]``.
+
+        Raises:
+            ValueError: the routing is of another number of samples, layers or experts.
         """
         if not self.experts_enabled:
             return F.linear(x, self.weight, self.bias)
+        if isinstance(x, Tensor):  # FX traces with proxies
+            expected = (x.size(0), *self.expert_u.shape[:2])
+            if routing.scores.shape != expected:
+                raise ValueError(
+                    f"routing of [samples, layers, experts] = {list(expected)} needed, got scores "
+                    f"of {list(routing.scores.shape)}"
+                )
         # On gates rather than on activations: the same product, and either execution can use it.
         gates = self.expert_dropout(routing.scores)
         experts = self.expert_u, self.expert_v, gates, self.gate_scale, self.top_k

@@ -11,6 +11,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from torchrec_hilomoe.config import STRICT
+from torchrec_hilomoe.modules.checks import check_number
 from torchrec_hilomoe.modules.linear import RoutedLinear
 from torchrec_hilomoe.modules.router import HierarchicalRouter, Routing
 
@@ -112,7 +113,7 @@ class AuxiliaryLossConfig:
         diversity (float): of :func:`expert_diversity_loss`.
 
     Raises:
-        ValueError: a weight is negative or not finite.
+        ValueError: a weight is no number, negative or not finite.
     """
 
     __pydantic_config__ = STRICT
@@ -123,6 +124,7 @@ class AuxiliaryLossConfig:
 
     def __post_init__(self) -> None:
         for name in ("load_balance", "z_loss", "diversity"):
+            check_number(name, getattr(self, name))
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is a weight of at least 0, got {getattr(self, name)}")
 
@@ -152,8 +154,10 @@ class AuxiliaryLoss(nn.Module):
 
     Has no inputs: tracers have to take it for a leaf, as TorchRec's pipelines do, and the modules
     that own the routers as well. Set the mode of the whole model at once, this module with it. A
-    layer that runs twice in one forward counts with its last run, and one under reentrant
-    activation checkpointing has no gradient of these losses: use ``use_reentrant=False``.
+    layer that runs twice in one forward counts with its last run. One that a forward leaves out
+    still has the routing of its run before: call ``skip()`` of its router instead of the layer.
+    One under reentrant activation checkpointing has no gradient of these losses: use
+    ``use_reentrant=False``.
 
     Args:
         model (nn.Module): its routers and experts are found once, here. They stay the model's
@@ -161,6 +165,9 @@ class AuxiliaryLoss(nn.Module):
         config (AuxiliaryLossConfig): the weights.
         process_group (dist.ProcessGroup | None): ranks that share the batch; None is the default
             group where ``torch.distributed`` is initialised.
+
+    Raises:
+        TypeError: ``config`` is no :class:`AuxiliaryLossConfig`.
 
     Example:
         >>> from torchrec_hilomoe.modules import HiLoMoEConfig, HiLoMoELinear
@@ -178,6 +185,8 @@ class AuxiliaryLoss(nn.Module):
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(config, AuxiliaryLossConfig):
+            raise TypeError(f"config must be an AuxiliaryLossConfig, got {config!r}")
         self.config = config
         self.process_group = process_group
         # Tuples, not module lists: a second registration would repeat names in the state dict.

@@ -41,6 +41,7 @@ class HiLoMoEMLP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        layer_sizes = list(layer_sizes)
         if not layer_sizes:
             raise ValueError("layer_sizes must name the width of at least one layer, got none")
         self.router = HierarchicalRouter(in_features, config, device, dtype)

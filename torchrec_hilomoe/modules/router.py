@@ -14,9 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.ops import (
     RouterWeights,
-    gram_matrix,
     projecting_keys_is_cheaper,
-    query_space_is_cheaper,
     route,
     route_projected,
 )
@@ -57,9 +55,6 @@ class HierarchicalRouter(nn.Module):
     :meth:`skip`, and in copies and pickles it is the routing of no samples. It is no part of the
     state dict, and evaluation leaves it alone.
 
-    Evaluation without gradients computes the products of the keys once, until the keys change.
-    (A write through ``keys.data`` goes unseen until the next ``train()`` or ``eval()``.)
-
     Args:
         in_features (int): features of x.
         config (HiLoMoEConfig): layers, experts, top-k, and what the query is made of.
@@ -74,7 +69,6 @@ class HierarchicalRouter(nn.Module):
     """
 
     keys: nn.Parameter | None
-    _known_gram: "tuple[Tensor, tuple[int, int], Tensor] | None" = None  # keys, state, Gram matrix
 
     def __init__(
         self,
@@ -134,7 +128,7 @@ class HierarchicalRouter(nn.Module):
         else:
             recompute = self.config.recompute and self.training
             query = checkpoint(self.query, x, use_reentrant=False) if recompute else self.query(x)
-            scores, logits = route(query, keys, self.config.top_k, self._gram(keys))
+            scores, logits = route(query, keys, self.config.top_k)
         routing = Routing(scores, logits)
         if self.training and isinstance(scores, Tensor):
             self.routing = routing
@@ -200,40 +194,15 @@ class HierarchicalRouter(nn.Module):
             and not any(map(has_hooks, (parts, parts.norm, parts.projection, parts.dropout)))
         )
 
-    def _gram(self, keys: Tensor) -> Tensor | None:
-        """The Gram matrix where it is a constant; None leaves it to :func:`route`."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return None
-        if self.training or torch.is_grad_enabled():
-            self._known_gram = None  # fused optimizers step without a new version
-            return None
-        if keys.is_inference() or query_space_is_cheaper(*keys.shape):  # no version; no use
-            return None
-        state = keys.data_ptr(), keys._version
-        if (
-            self._known_gram is None
-            or self._known_gram[0] is not keys
-            or self._known_gram[1] != state
-        ):
-            self._known_gram = keys, state, gram_matrix(keys)
-        return self._known_gram[2]
-
-    def train(self, mode: bool = True) -> "HierarchicalRouter":
-        """Sets the mode as ``nn.Module.train`` does, and forgets the products of the keys."""
-        self._known_gram = None
-        super().train(mode)
-        return self
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HierarchicalRouter":
         super()._apply(fn, recurse)
-        self._known_gram = None
         self.routing = Routing(*(fn(tensor.detach()[:0]) for tensor in self.routing))
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         # A routing belongs to an autograd graph, which can be neither copied nor pickled.
         no_samples = Routing(*(tensor.detach()[:0].clone() for tensor in self.routing))
-        return super().__getstate__() | {"routing": no_samples, "_known_gram": None}
+        return super().__getstate__() | {"routing": no_samples}
 
     def extra_repr(self) -> str:
         """Sizes and gating, as printed by ``repr``."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_hilomoe.config import STRICT
+from torchrec_hilomoe.modules.checks import check_whole
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.modules.linear import HiLoMoELinear
 from torchrec_hilomoe.ops import with_dot_products
@@ -83,7 +84,11 @@ class BilinearFusion(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or x_features % num_heads or y_features % num_heads:
+        if (
+            min(num_heads, x_features, y_features) < 1
+            or x_features % num_heads
+            or y_features % num_heads
+        ):
             raise ValueError(
                 f"num_heads must divide the widths of both streams, {x_features} and "
                 f"{y_features}; got {num_heads}"
@@ -142,8 +147,8 @@ class HiLoMoETwoStreamArch(nn.Module):
         out_features (int): width of the output: both streams and the heads.
 
     Raises:
-        ValueError: a stream has no features or cannot be cut into so many heads, or the scale of
-            the products is not finite.
+        ValueError: there are no features, a stream has none or cannot be cut into so many heads,
+            or the scale of the products is not finite.
 
     Example:
         >>> streams = TwoStreamConfig(expert_width=32, plain_width=16, num_heads=4)
@@ -162,6 +167,8 @@ class HiLoMoETwoStreamArch(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_whole("num_sparse_features", num_sparse_features, at_least=0)
+        check_whole("embedding_dim", embedding_dim, at_least=1)
         self.dot_products, self.padding = streams.dot_products, 0
         d = (num_sparse_features + 1) * embedding_dim
         if streams.dot_products:

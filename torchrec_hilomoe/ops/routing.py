@@ -12,9 +12,7 @@ from torchrec_hilomoe.ops.query_recurrence import sparse_query_recurrence
 from torchrec_hilomoe.ops.recurrence import score_recurrence
 
 
-def route(
-    query: Tensor, keys: Tensor, top_k: int | None = None, gram: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def route(query: Tensor, keys: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor]:
     r"""Scores and logits of every layer, equal to :func:`route_reference`.
 
     The update of the query adds keys, so it need never be formed. With the Gram blocks
@@ -34,7 +32,6 @@ def route(
         query (Tensor): ``[B, D_q]``.
         keys (Tensor): ``[L, K, D_q]``.
         top_k (int | None): experts kept in each layer; None keeps all.
-        gram (Tensor | None): :func:`gram_matrix` of the keys, where it is known already.
 
     Returns:
         tuple[Tensor, Tensor]: scores and logits (before any top-k mask), ``[B, L, K]`` each.
@@ -55,9 +52,7 @@ def route(
         return sparse_query_recurrence(query, keys, top_k)
     scaled_keys = keys.flatten(0, 1) * (1.0 / math.sqrt(query_dim))  # [LK, D_q]
     first_terms = _matmul(scaled_keys, query.t())  # [LK, B]
-    if gram is None:
-        gram = gram_matrix(keys)
-    return score_recurrence(first_terms, gram, num_layers, top_k)
+    return score_recurrence(first_terms, gram_matrix(keys), num_layers, top_k)
 
 
 def route_projected(

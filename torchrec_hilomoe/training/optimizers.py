@@ -9,12 +9,9 @@ import torch
 import torchrec
 from torch import distributed as dist
 from torch import nn
-from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ParameterSharding, ShardingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
 from torchrec_hilomoe.errors import ConfigError
@@ -27,6 +24,7 @@ from torchrec_hilomoe.training.config import (
     StageConfig,
     TableOptimizerConfig,
 )
+from torchrec_hilomoe.training.tables import COLLECTIONS
 
 #: Optimizer classes by their names in configurations.
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -37,14 +35,6 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 #: Those of them that have a fused kernel on every device: Adam steps in a fifth of the time.
 _ONE_KERNEL = ("sgd", "adam")
-
-
-_COLLECTIONS = (
-    EmbeddingBagCollection,
-    EmbeddingCollection,
-    ShardedEmbeddingBagCollection,
-    ShardedEmbeddingCollection,
-)
 
 
 def table_names(model: nn.Module) -> set[str]:
@@ -60,7 +50,7 @@ def table_names(model: nn.Module) -> set[str]:
     tables = {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, _COLLECTIONS)
+        if isinstance(module, COLLECTIONS)
         for parameter in module.parameters()
     }
     return {name for name, parameter in model.named_parameters() if id(parameter) in tables}

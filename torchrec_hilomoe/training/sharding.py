@@ -20,7 +20,7 @@ from torchrec.distributed.planner import (
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from torchrec_hilomoe.errors import ConfigError
@@ -32,6 +32,7 @@ from torchrec_hilomoe.training.plan_report import describe_plan
 logger = logging.getLogger(__name__)
 
 _TABLE_TYPES = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE]
+_ROW_TYPES = [ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE, ShardingType.GRID_SHARD]
 _COLUMN_TYPES = [ShardingType.COLUMN_WISE, ShardingType.TABLE_COLUMN_WISE]
 _DENSE_TYPES = [ShardingType.DATA_PARALLEL, ShardingType.TABLE_WISE]
 
@@ -70,8 +71,11 @@ def shard_model(
 ) -> DistributedModelParallel:
     """Shards the tables of ``model`` over the ranks and wraps the rest in DDP.
 
+    Row-wise types place a table whole (table-wise) whose rows would not reach every rank.
+
     Args:
-        model (nn.Module): tables on meta, everything else on ``device``.
+        model (nn.Module): tables on meta, in `EmbeddingBagCollection` modules, everything else on
+            ``device``.
         sharding (ShardingConfig): the sharding type.
         tables (TableOptimizerConfig): the optimizer to fuse into the tables' backward pass.
         device (torch.device): this rank's device.
@@ -83,6 +87,13 @@ def shard_model(
         ConfigError: the tables cannot be sharded or optimised so.
     """
     dense = uses_dense_kernel(sharding, tables)
+    for path, module in model.named_modules():
+        if isinstance(module, EmbeddingCollection):
+            raise ConfigError(
+                f"model: {path or 'it'} is an EmbeddingCollection, and shard_model shards "
+                "EmbeddingBagCollections alone; shard the model by TorchRec's "
+                "DistributedModelParallel, or pool the embeddings in an EmbeddingBagCollection"
+            )
     collections = [m for m in model.modules() if isinstance(m, EmbeddingBagCollection)]
     configs = [config for m in collections for config in m.embedding_bag_configs()]
     _check(sharding, tables, configs, device)
@@ -144,12 +155,40 @@ def _check(
 def _allowed_types(sharding: ShardingConfig, tables: TableOptimizerConfig) -> list[ShardingType]:
     """What the planner may choose from."""
     if sharding.type != "auto":
-        return [ShardingType(sharding.type)]
+        type_ = ShardingType(sharding.type)
+        return [type_, ShardingType.TABLE_WISE] if type_ in _ROW_TYPES else [type_]
     if uses_dense_kernel(sharding, tables):
         return [ShardingType.DATA_PARALLEL]
     # Not data parallel: it ignores fused optimizers without a word. Row-wise Adagrad has one
     # state for each row and shard, so that splitting columns would change the training.
     return _TABLE_TYPES + ([] if tables.name == "rowwise_adagrad" else _COLUMN_TYPES)
+
+
+def _constraints(
+    sharding: ShardingConfig,
+    sharder: _Sharder,
+    configs: list[EmbeddingBagConfig],
+    topology: Topology,
+) -> dict[str, ParameterConstraints]:
+    """The type of those tables that leave the planner no choice.
+
+    A table whose rows do not reach every rank is placed whole: FBGEMM's kernels fail at random on
+    shards of no rows.
+    """
+    by_rows = not {type_.value for type_ in _ROW_TYPES}.isdisjoint(sharder.sharding_types(""))
+    constraints = {}
+    for config in configs:
+        rows = config.num_embeddings
+        # TorchRec splits over all ranks or those of a node, into as many rows each, rounded up.
+        sizes = (topology.world_size, topology.local_world_size)
+        if by_rows and any(-(-rows // size) * (size - 1) >= rows for size in sizes):
+            only = ShardingType.TABLE_WISE.value
+        elif sharding.type != "auto":
+            only = sharding.type  # the planner takes some types only where they are constrained
+        else:
+            continue
+        constraints[config.name] = ParameterConstraints(sharding_types=[only])
+    return constraints
 
 
 def _fused_kwargs(tables: TableOptimizerConfig) -> dict[str, Any]:
@@ -177,13 +216,10 @@ def _plan(
             hbm_cap=capacity if device.type == "cuda" else None,
             ddr_cap=capacity if device.type == "cpu" else None,
         )
-        # The planner takes some types only where they are constrained.
-        only = ParameterConstraints(sharding_types=[sharding.type])
-        constraints = {c.name: only for c in configs} if sharding.type != "auto" else None
+        constraints = _constraints(sharding, sharder, configs, topology)
+        planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
         try:
-            return EmbeddingShardingPlanner(topology=topology, constraints=constraints).plan(
-                model, [sharder]
-            )
+            return planner.plan(model, [sharder])
         except (PlannerError, RuntimeError) as error:
             return str(error)
 

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.tensor import DTensor
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.model_parallel import get_unwrapped_module
+from torchrec.distributed.shards_wrapper import LocalShardsWrapper
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from torchrec_hilomoe.data import FeatureSpec
+
+#: Modules that hold tables, sharded or not.
+COLLECTIONS = (
+    EmbeddingBagCollection,
+    EmbeddingCollection,
+    ShardedEmbeddingBagCollection,
+    ShardedEmbeddingCollection,
+)
 
 #: Rows of a table that are filled at a time.
 BLOCK_ROWS = 65_536
@@ -76,7 +90,7 @@ def table_of(parameter: str) -> str | None:
         >>> table_of("model.ebc.embedding_bags.t_user.weight"), table_of("model.over_arch.0.bias")
         ('t_user', None)
     """
-    return parameter.split(".")[-2] if ".embedding_bags." in parameter else None
+    return parameter.split(".")[-2] if ".embedding_bags." in f".{parameter}" else None
 
 
 @torch.no_grad()
@@ -87,18 +101,25 @@ def init_tables(
 
     TorchRec's own initialisation depends on rank and plan. Here each block of rows has its own
     generator, seeded by (seed, table, block), and every shard fills just its own rows and columns.
+    Where collections have tables of one name, the path of the collection is part of theirs.
 
     Args:
-        model (nn.Module): a model wrapped by `DistributedModelParallel`, or a plain one.
+        model (nn.Module): a model wrapped by `DistributedModelParallel`, or a plain one; the tables
+            of its `EmbeddingBagCollection` and `EmbeddingCollection` modules.
         seed (int): of the run.
         std (float | None): N(0, std²); None for TorchRec's uniform(-1/√n, 1/√n) over n rows.
         unknown_row (bool): row 0 is that of unknown values, and starts as zero. Where training
             rows lack none it never learns, and values that come later would get a random embedding.
     """
-    for name, value in model.state_dict().items():
-        table = table_of(name)
-        if table is None:
-            continue
+    tables = [
+        (path, name.split(".")[-2], value)
+        for path, module in get_unwrapped_module(model).named_modules()
+        if isinstance(module, COLLECTIONS)
+        for name, value in module.state_dict().items()
+    ]
+    times = Counter(name for _, name, _ in tables)
+    for path, name, value in tables:
+        table = name if times[name] == 1 else f"{path}.{name}"
         num_rows, dim = value.shape
         for shard, row, column in local_shards(value):
             end = row + shard.shape[0]
@@ -132,9 +153,13 @@ def local_shards(value: torch.Tensor) -> Iterator[tuple[torch.Tensor, int, int]]
     Yields:
         tuple[torch.Tensor, int, int]: a piece and where it begins.
     """
-    if not isinstance(value, ShardedTensor):
+    local = value.to_local() if isinstance(value, DTensor) else value
+    if isinstance(local, LocalShardsWrapper):
+        for piece, (row, column) in zip(local.local_shards(), local.local_offsets(), strict=True):
+            yield piece, row, column
+    elif isinstance(value, ShardedTensor):
+        for shard in value.local_shards():
+            row, column = shard.metadata.shard_offsets
+            yield shard.tensor, row, column
+    else:
         yield value, 0, 0
-        return
-    for shard in value.local_shards():
-        row, column = shard.metadata.shard_offsets
-        yield shard.tensor, row, column
