@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from override_errors import explain
@@ -32,6 +35,10 @@ from torchrec_hilomoe.training import (
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
+class _JobError(Exception):
+    """Its error has been printed; Hydra goes on with the other jobs of a multirun."""
+
+
 def launch(
     task: Callable[[dict[str, Any], DictConfig], dict[str, Any]], config_name: str
 ) -> NoReturn:
@@ -46,6 +53,10 @@ def launch(
     """
     warnings.filterwarnings("ignore", module=r"torchrec(\.|$)|torch\.distributed")
     warnings.filterwarnings("ignore", message=".*ShardedTensor")  # TorchRec's state dicts
+    # Of FBGEMM's dense kernel: its gradients are those of torch's own lookup.
+    warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function")
+    # TorchRec's planner warns of every replicated table that it is on no rank alone.
+    logging.getLogger().addFilter(lambda record: "Sharding spec not found" not in str(record.msg))
     sys.path.insert(0, os.getcwd())  # for plugins
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the message is printed here
     init_process_group()
@@ -65,8 +76,11 @@ def launch(
                 print(ended, file=sys.stderr)
             raise SystemExit(ended.exit_code) from None
         except (HiLoMoEError, OmegaConfBaseException) as error:
-            print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
+            job = _job_of_multirun()
+            print(f"error on rank {dist.get_rank()}{job}: {error}", file=sys.stderr)
+            # Of several ranks, one alone may be here.
+            goes_on = bool(job) and dist.get_world_size() == 1
+            raise (_JobError() if goes_on else SystemExit(1)) from None
         except Exception:
             traceback.print_exc()
             raise SystemExit(1) from None
@@ -81,9 +95,16 @@ def launch(
     except KeyboardInterrupt:  # while data are encoded; a training ends by itself
         print("ended by SIGINT", file=sys.stderr)
         exit_code = 128 + signal.SIGINT
+    except _JobError:
+        exit_code = 1
     except Exception as error:  # Hydra's, of what it cannot compose
         given = " ".join(sys.argv[1:])
         message = explain(error, CONF)
         print(f"error on rank {dist.get_rank()}: {message}\nGiven: {given}", file=sys.stderr)
         exit_code = 1
     shutdown(exit_code)
+
+
+def _job_of_multirun() -> str:
+    hydra_config = HydraConfig.get()
+    return f", job {hydra_config.job.num}" if hydra_config.mode == RunMode.MULTIRUN else ""

@@ -5,8 +5,8 @@ torchrun --standalone --nproc_per_node=2 examples/own_model.py NEW_CHECKPOINT_FO
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -150,5 +150,7 @@ def main(checkpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", help="folder to be written")
+    main(parser.parse_args().checkpoint)
     hilomoe.shutdown()

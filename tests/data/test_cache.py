@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from torchrec_hilomoe.data.cache import build_once, cache_root, content_digest
+from torchrec_hilomoe.errors import DataError
 
 
 def test_builds_once(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
         (folder / "x").write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DataError, match=r"data.cache_dir: cannot write .*thing \(disk full\);"):
         build_once(tmp_path / "thing", build)
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
 
@@ -103,3 +104,11 @@ def test_places_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHREC_HILOMOE_CACHE", "/mine")
     assert cache_root(None) == Path("/mine")
     assert cache_root("/given") == Path("/given")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match="data.cache_dir: cannot write .*file.rows.key"):
+        build_once(tmp_path / "file" / "rows" / "key", lambda folder: None)
+    with pytest.raises(DataError, match="data.cache_dir: cannot write .*another folder"):
+        content_digest([tmp_path / "file"], tmp_path / "file")

@@ -88,6 +88,15 @@ def test_bare_names_and_mappings_mean_the_same() -> None:
             {"schema": {"multi_valued": [{"name": "u", "hash_size": 2**31}]}},
             r"data\.schema\.multi_valued\.0\.hash_size: .*less than 2147483648 \(got 2147483648\)",
         ),
+        (
+            {"schema": {"dense": [{"name": "x", "missing": float("nan")}]}},
+            r"data\.schema\.dense\.0\.missing: .*got nan",
+        ),
+        ({"schema": {"dense": [{"name": "x", "missing": 1e39}]}}, r"dense\.0\.missing: .*1e\+39"),
+        (
+            {"schema": {"categorical": [{"name": "u", "min_count": 2**63}]}},
+            r"data\.schema\.categorical\.0\.min_count",
+        ),
         ({"hash_sizes": [1, 2, 3]}, r"data\.hash_sizes"),
     ],
 )

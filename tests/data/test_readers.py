@@ -239,3 +239,21 @@ def test_quoted_values_are_kept_whole(tmp_path: Path, name: str, delimiter: str)
 def test_another_quote_character(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "label,user\n1,'a,b'\n0,c\"\n")
     assert [row["user"] for row in rows(read(path, quote_char="'"))] == ["a,b", 'c"']
+
+
+@pytest.mark.parametrize("row", [1, 1500])
+def test_bytes_that_are_no_text_in_a_column_that_is_not_read(tmp_path: Path, row: int) -> None:
+    lines = [b"label,title,user\n", *[b"1,a,u\n"] * 2000]
+    lines[row] = b"1,caf\xe9,u\n"
+    path = tmp_path / "latin1.csv"
+    path.write_bytes(b"".join(lines))
+    assert len(rows(read(path))) == 2000
+    with pytest.raises(DataError, match=r"latin1.csv: .* #1.*: write the file as UTF-8, or leave"):
+        read(path, columns=("label", "title"))
+
+
+def test_a_header_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "utf16.csv"
+    path.write_bytes("label,user\n1,a\n".encode("utf-16"))
+    with pytest.raises(DataError, match="no column 'label', 'user'.* Its header is not UTF-8 text"):
+        read(path)

@@ -161,6 +161,27 @@ def test_multirun_over_all_models(launch, small, tmp_path):
         assert 0 < metrics["valid"]["auc"] < 1
 
 
+def test_a_job_that_fails_leaves_the_others_of_a_multirun(launch, small, tmp_path):
+    run = launch(
+        "--multirun",
+        "model.embedding_dim=6,8",
+        *small,
+        "training.max_train_batches=2",
+        f"output_dir={tmp_path}",
+    )
+    assert run.code == 1
+    assert "error on rank 0, job 0: model.embedding_dim: " in run.stderr
+    assert "Traceback" not in run.stderr
+    assert (tmp_path / "1" / "metrics.json").exists()
+
+
+def test_replicated_tables_train_without_warnings(launch, small):
+    run = launch(*small, "training.max_train_batches=2", "optimizer=adam_dense")
+    assert run.code == 0, run.stderr[-4000:]
+    assert "Sharding spec not found" not in run.stderr
+    assert "UserWarning" not in run.stderr
+
+
 def test_multirun_under_torchrun(launch, small, tmp_path):
     run = launch(
         "--multirun",

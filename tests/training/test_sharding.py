@@ -7,11 +7,17 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_hilomoe.errors import ConfigError
-from torchrec_hilomoe.training import ShardingConfig, TableOptimizerConfig, shard_model
+from torchrec_hilomoe.training import (
+    ShardingConfig,
+    TableOptimizerConfig,
+    init_tables,
+    shard_model,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +75,29 @@ def test_tables_that_are_not_pooled_are_refused():
     model = nn.ModuleDict({"ids": EmbeddingCollection([config], device=torch.device("meta"))})
     with pytest.raises(ConfigError, match="model: ids is an EmbeddingCollection, and shard_model"):
         shard_model(model, ShardingConfig(), TableOptimizerConfig(), torch.device("cpu"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_dense_kernel_has_the_gradients_of_torch(device):
+    """Autograd warns of the kernel, that its gradients may be wrong."""
+    config = EmbeddingBagConfig(
+        name="a", embedding_dim=4, num_embeddings=9, feature_names=["f"], pooling=PoolingType.MEAN
+    )
+    model = nn.ModuleDict({"e": EmbeddingBagCollection([config], device=torch.device("meta"))})
+    optimizer = TableOptimizerConfig("adam", kernel="dense")
+    sharded = shard_model(model, ShardingConfig(), optimizer, device)
+    init_tables(sharded, seed=0)
+    lengths, values = torch.tensor([2, 0, 3]), torch.tensor([1, 1, 8, 3, 1])
+    weights = torch.randn(3, 4)
+
+    (table,) = sharded.parameters()
+    features = KeyedJaggedTensor(["f"], values, lengths=lengths)
+    pooled = sharded.module["e"](features).wait().values()
+    (pooled * weights).sum().backward()
+
+    expected = table.detach().clone().requires_grad_()
+    offsets = torch.tensor([0, 2, 2])
+    bags = nn.functional.embedding_bag(values, expected, offsets, mode="mean")
+    (bags * weights).sum().backward()
+    torch.testing.assert_close(pooled, bags)
+    torch.testing.assert_close(table.grad, expected.grad)

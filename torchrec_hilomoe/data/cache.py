@@ -7,11 +7,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from torchrec_hilomoe.errors import DataError
 
 _READ_BYTES = 1 << 22
 
@@ -44,11 +47,13 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
     Returns:
         Path: ``folder``.
+
+    Raises:
+        DataError: the folder cannot be written.
     """
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with _named(folder), _locked(folder):
         if folder.is_dir():
             return folder
         # While the lock is held, no other process builds: what is there was left by a dead one.
@@ -79,6 +84,9 @@ def content_digest(files: Sequence[Path], root: Path) -> str:
 
     Returns:
         str: hexadecimal.
+
+    Raises:
+        DataError: the cache cannot be written.
     """
     return key_of([_file_digest(file, root / "digests") for file in files])
 
@@ -92,9 +100,29 @@ def _file_digest(file: Path, memory: Path) -> str:
     with file.open("rb") as stream:
         while block := stream.read(_READ_BYTES):
             state.update(block)
-    memory.mkdir(parents=True, exist_ok=True)
-    # Others may read it, unlike the files of tempfile.
-    unfinished = memory / f".{known.name}.{uuid.uuid4().hex}"
-    unfinished.write_text(state.hexdigest())
-    os.replace(unfinished, known)
+    with _named(known):
+        memory.mkdir(parents=True, exist_ok=True)
+        # Others may read it, unlike the files of tempfile.
+        unfinished = memory / f".{known.name}.{uuid.uuid4().hex}"
+        unfinished.write_text(state.hexdigest())
+        os.replace(unfinished, known)
     return state.hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        yield
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Says of an error of the file system where the cache is chosen, on every rank."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"data.cache_dir: cannot write {target} ({error}); free space or give permission "
+            "there, or name another folder by data.cache_dir or TORCHREC_HILOMOE_CACHE"
+        ) from error

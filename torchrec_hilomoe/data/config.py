@@ -6,13 +6,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from torchrec_hilomoe.config import STRICT
 
 SPLITS = ("train", "valid", "test")
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**63)]
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 CriteoSizes = Annotated[list[PositiveInt], Field(min_length=26, max_length=26)]
 Pooling = Literal["mean", "sum"]
 
@@ -35,8 +37,8 @@ class DenseColumn:
 
     Args:
         name (str): the column in the raw file.
-        missing (float): the value a missing number gets, after the transform. The default is
-            the neutral one for each transform (the mean, for ``standardize``).
+        missing (float): the value a missing number gets, after the transform; a finite float32.
+            The default is the neutral one for each transform (the mean, for ``standardize``).
         transform (str): ``"none"``, ``"log"`` (``sign(x) * log1p(|x|)``, defined for negative
             numbers too) or ``"standardize"`` (mean 0 and deviation 1 on the training rows).
     """
@@ -44,7 +46,7 @@ class DenseColumn:
     __pydantic_config__ = STRICT
 
     name: str
-    missing: float = 0.0
+    missing: Annotated[float, Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)] = 0.0  # NaN is neither
     transform: Literal["none", "log", "standardize"] = "none"
 
 

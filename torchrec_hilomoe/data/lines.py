@@ -56,8 +56,7 @@ def locate(path: Path, row: int, raw_format: RawFormat) -> str:
     if file_format(path, raw_format.format) != "csv":
         return f"{path}: row {row}"
     header = 0 if raw_format.column_names else 1
-    # Bytes that are no text may stand in columns that nobody asked for.
-    with _opened(path, errors="replace") as text:
+    with _opened(path) as text:
         records = _records(text, path, raw_format)
         lines = (records.line_num for record in records if record)
         line = next((line for n, line in enumerate(lines, start=1) if n == row + header), "?")
@@ -125,7 +124,7 @@ def _rows_with_lines(path: Path, raw_format: RawFormat) -> Iterator[tuple[int, i
             lines.append(line)
             yield line
 
-    with _opened(path, errors="replace") as text:
+    with _opened(path) as text:
         records = _records(kept(text), path, raw_format)
         row = 0
         for record in records:
@@ -154,14 +153,17 @@ def _records(lines: Iterable[str], path: Path, raw_format: RawFormat) -> Any:
 
 
 @contextmanager
-def _opened(path: Path, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
-    """The text of a CSV file, for a ``csv.reader`` that takes fields as long as Arrow's."""
+def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
+    """The text of a CSV file, for a ``csv.reader`` that takes fields as long as Arrow's.
+
+    Bytes that are no text may stand in columns that nobody asked for.
+    """
     limit = csv.field_size_limit(_LONGEST_FIELD)
     try:
         with (
             pa.OSFile(str(path)) as file,
             decompressed(path, file) as stream,
-            io.TextIOWrapper(stream, encoding="utf-8-sig", errors=errors, newline="") as text,
+            io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="") as text,
         ):
             yield text
     finally:

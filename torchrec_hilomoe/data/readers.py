@@ -34,6 +34,7 @@ _CHUNK_BYTES = 1 << 25
 _CHUNK_ROWS = 1 << 17
 _PARQUET_BUFFER_BYTES = 1 << 20
 _QUOTE_HINT = "is a quote not closed? If quotes mean nothing in this file, set data.quote_char=null"
+_UTF8_HINT = "write the file as UTF-8, or leave the column (#0 is the first) out of data.schema"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def named_errors(path: Path, raw_format: RawFormat) -> Iterator[str]:
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         reason = str(error).splitlines()[0]
         hint = f": {_QUOTE_HINT}" if "straddling" in reason else ""
+        hint = f": {_UTF8_HINT}" if "invalid UTF8" in reason else hint
         raise DataError(f"{path}: cannot be read as {kind}: {reason}{hint}") from error
 
 
@@ -250,6 +252,8 @@ def _check_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> N
     if missing:
         close = [m for name in missing for m in difflib.get_close_matches(name, names, n=1)]
         hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+        if any("\N{REPLACEMENT CHARACTER}" in name for name in names):
+            hint += " Its header is not UTF-8 text."
         raise DataError(
             f"{path}: no column {', '.join(map(repr, missing))}; it has "
             f"{', '.join(map(repr, names))}.{hint} Correct data.schema or the file"

@@ -87,6 +87,7 @@ class Recorder:
             )
 
     def close(self) -> None:
-        """Flushes and closes the scalars' file."""
+        """Flushes and closes the scalars' file, and the bar that an error may have left open."""
+        self.stage_ends()
         if self._writer is not None:
             self._writer.close()

@@ -89,7 +89,7 @@ class RunConfig:
 class _Scalars:
     """The keys of a run that stand in no group."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     output_dir: Path
 
 
@@ -180,8 +180,10 @@ def train(config: RunConfig, on_start: Callable[[], None] = lambda: None) -> dic
         recorder = Recorder(config.output_dir, config.data.batch_size)
         trainer = Trainer(model, data, config.training, config.optimizer, checkpoints, recorder)
         with trainer.watch:
-            trainer.run()
-            recorder.close()
+            try:
+                trainer.run()
+            finally:
+                recorder.close()
             metrics = _summary(config, trainer, data, model)
         if is_main_rank():
             _write_json(config.output_dir / "metrics.json", metrics)
