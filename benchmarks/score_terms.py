@@ -33,9 +33,14 @@ class ScoreTerms:
 
     Args:
         router (HierarchicalRouter): without top-k.
+
+    Raises:
+        ValueError: the router has a top-k.
     """
 
     def __init__(self, router: HierarchicalRouter) -> None:
+        if router.config.top_k is not None:
+            raise ValueError("top_k: what scores add is measured of dense routing alone")
         self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
         self._mean: Tensor | None = None
         router.register_forward_hook(self._hook)
@@ -56,6 +61,8 @@ class ScoreTerms:
 
         What the scores added is held at its mean from now on.
         """
+        if not self._batches:  # its experts are off
+            return []
         parts = zip(*self._batches, strict=True)
         query, first, added = (torch.cat(part).double() for part in parts)
         self._mean = added.mean(0).float()

@@ -98,3 +98,16 @@ def test_leaves_no_hook_behind() -> None:
 def test_a_single_expert() -> None:
     health = _health(_model(num_experts=1), torch.randn(3, 16))["router"]
     assert health == ([0.0, 0.0], [1.0, 1.0], [1.0, 1.0], 1, 1)
+
+
+def test_tokens_that_are_routed_one_by_one_are_counted_each() -> None:
+    model, x = _model(), torch.randn(10, 3, 16)
+    expected = _health(model, x[:4].flatten(0, 1))["router"]
+    with ExpertUsage(model) as usage:
+        model(x.flatten(0, 1))
+        usage.add(torch.arange(10) < 4)
+    assert usage.compute()["router"] == expected
+    with ExpertUsage(model) as usage:
+        model(x.flatten(0, 1))
+        usage.add(torch.ones(7, dtype=torch.bool))
+    assert usage.compute() == {}

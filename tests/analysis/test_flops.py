@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -88,3 +89,38 @@ def test_cost_does_not_depend_on_the_dtype(num_dense):
     collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
     model = build_model(parse_model_config({"embedding_dim": 8}), collection, num_dense)
     assert dense_cost(model.bfloat16(), num_dense) == dense_cost(model.float(), num_dense)
+
+
+class _Positions(nn.Module):
+    """As TorchRec's InteractionArch, it keeps a tensor that is no buffer."""
+
+    def __init__(self, **broken: bool) -> None:
+        super().__init__()
+        self.linear, self.positions = nn.Linear(100, 5), torch.ones(100)
+        self.broken, self.last, self.modes = broken, None, []
+
+    def forward(self, dense_features, sparse_features):
+        x = torch.cat((dense_features.unsqueeze(1), sparse_features), 1).flatten(1) * self.positions
+        self.modes.append(self.training)
+        if self.broken and (x == 0).all():
+            raise RuntimeError("zeros")
+        self.last = self.linear(x)  # of a graph that cannot be copied
+        return self.last
+
+
+def test_modules_that_meta_does_not_suit_are_counted_where_they_are():
+    model = _model(name="dlrm_cat", over_arch_layer_sizes=[])
+    model.inter_arch, model.over_arch = _Positions(), nn.Linear(5, 1)
+    for _ in range(2):
+        assert dense_cost(model, 0) == (500 + 5 + 5 + 1, 2 * (500 + 5))
+        model.inter_arch(torch.ones(2, 10), torch.ones(2, 9, 10))
+    assert model.inter_arch.training
+    assert model.inter_arch.modes == [False, True] * 2
+
+
+def test_a_forward_pass_that_fails_costs_the_flops_alone(caplog):
+    model = _model(name="dlrm_cat", over_arch_layer_sizes=[])
+    model.inter_arch, model.over_arch = _Positions(fails=True), nn.Linear(5, 1)
+    assert dense_cost(model, 0) == (500 + 5 + 5 + 1, None)
+    assert "FLOPs are not counted" in caplog.text
+    assert model.inter_arch.training

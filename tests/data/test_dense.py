@@ -55,3 +55,11 @@ def test_transform_then_fill(kind: str, expected: list[float]) -> None:
     result = transform(np.array([-4.0, 0.5, np.nan]), column, moments)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+def test_standardised_numbers_stay_finite():
+    column = DenseColumn("x", transform="standardize")
+    moments = Moments(count=2, mean=0.0, squares=2e-8)
+    values = transform(np.array([1e36, -1e36, 1e-4]), column, moments)
+    assert np.isfinite(values).all()
+    assert values[2] == pytest.approx(1.0)

@@ -113,3 +113,17 @@ def test_models_are_initialised_as_without_the_check(name, monkeypatch):
 
     for with_check, without in zip(weights(True), weights(False), strict=True):
         assert torch.equal(with_check, without)
+
+
+class Stateful(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_state_that_no_checkpoint_holds_is_refused():
+    module = nn.Sequential(Stateful(8, 5))
+    with pytest.raises(ConfigError, match=r"model.name=mine: 0._extra_state .* a dict, and check"):
+        check_interaction("mine", Interaction(module, 5), CONTEXT)

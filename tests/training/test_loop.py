@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchrec_hilomoe.errors import TrainingError
 
@@ -28,3 +29,26 @@ def test_a_model_that_predicts_nan_has_no_metrics_where_training_goes_on(run_tra
     assert metrics["valid"]["auc"] is None
     assert metrics["stages"]["joint"]["valid_auc_after"] is None
     assert metrics["stages"]["joint"]["experts"] == {}
+
+
+def test_a_decay_ends_at_its_final_factor_though_a_stage_stopped_early(run_training, tmp_path):
+    stages = {
+        name: f"training.stages.{name}={{train: [tables, backbone, experts, router], epochs: {n}}}"
+        for name, n in (("long", 6), ("last", 1))
+    }
+    run_training(
+        tmp_path,
+        "~training.stages.joint",
+        *(f"+{stage}" for stage in stages.values()),
+        "training.early_stopping_patience=1",
+        "training.schedule.name=linear",
+        "training.log_every=1",
+        "optimizer.backbone.learning_rate=1",
+    )
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    ran, last = (metrics["stages"][name]["batches"] for name in stages)
+    assert ran < 6 * last
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    rates = [event.value for event in events.Scalars("train/learning_rate/backbone")]
+    assert rates[-1] == pytest.approx(1 / (7 * last))
+    assert rates[ran] == pytest.approx(1 / 7)

@@ -26,3 +26,10 @@ def test_constant_ignores_evaluations():
     schedule = LearningRateSchedule(ScheduleConfig("constant", warmup_batches=4), 100)
     schedule.evaluated(improved=False)
     assert [schedule.factor(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_decays_go_by_what_was_planned_where_stages_stopped_early(name):
+    schedule = LearningRateSchedule(ScheduleConfig(name, final_factor=0.1), 100)
+    assert schedule.factor(40, left_out=30) == schedule.factor(70)
+    assert schedule.factor(70, left_out=30) == pytest.approx(0.1)

@@ -84,8 +84,10 @@ class ExpertUsage:
         """Sums up over all ranks; every rank must call it.
 
         Returns:
-            dict[str, ExpertHealth]: by the router's name in the model; routers that did not run,
-            since all their experts are disabled, or whose scores are not finite, are left out.
+            dict[str, ExpertHealth]: by the router's name in the model. Of a router of several
+            tokens a sample, one after another, each is counted. Routers that did not run, since
+            all their experts are disabled, whose scores are not finite, or whose rows are no
+            multiple of the samples are left out.
         """
         health = {name: tally.compute() for name, tally in self._routers.items()}
         return {name: value for name, value in health.items() if value is not None}
@@ -114,6 +116,9 @@ class _Tally:
         if self._last is None:
             return
         scores, self._last = self._last, None
+        if scores.size(0) % keep.numel():
+            return
+        keep = keep.repeat_interleave(scores.size(0) // keep.numel())  # tokens routed one by one
         self._move(scores.device)
         counted = torch.where(keep[:, None, None], scores, 0.0)
         self._count += keep.sum()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -12,18 +15,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrec_hilomoe.models import InteractionDLRM
 from torchrec_hilomoe.modules import HierarchicalRouter, RoutedLinear
 
+logger = logging.getLogger(__name__)
+
 
 class DenseCost(NamedTuple):
     """Cost of everything but the embedding tables.
 
     Attributes:
         parameters (int): dense parameters, without those of experts and routers that are disabled.
-        flops_per_sample (float): floating-point operations (2 for each multiply-add) of one
+        flops_per_sample (float | None): floating-point operations (2 for each multiply-add) of one
             forward pass, over the batch size; what does not depend on the batch is spread over it.
+            None where a forward pass of zeros fails.
     """
 
     parameters: int
-    flops_per_sample: float
+    flops_per_sample: float | None
 
 
 def dense_cost(
@@ -31,8 +37,9 @@ def dense_cost(
 ) -> DenseCost:
     """Counts the cost of dense arch, interaction and over arch as they serve (eval mode).
 
-    The FLOPs are counted by `torch.utils.flop_counter` on a copy on the meta device, so nothing
-    is computed and the model is left as it was.
+    The FLOPs are counted by `torch.utils.flop_counter` on a copy on the meta device, so that
+    nothing is computed; where modules cannot be copied or run there, by a forward pass of zeros in
+    evaluation mode.
 
     Args:
         model (InteractionDLRM): the model, sharded or not.
@@ -42,25 +49,53 @@ def dense_cost(
     Returns:
         DenseCost: parameters and FLOPs per sample.
     """
-    f, d = model.sparse_arch.F, model.sparse_arch.D
-    dense_arch, inter_arch, over_arch = (
-        copy.deepcopy(part if part is not None else nn.Identity()).to("meta").eval()
-        for part in (model.dense_arch, model.inter_arch, model.over_arch)
-    )
-    dtype = next(over_arch.parameters()).dtype
-    sparse = torch.empty(batch_size, f, d, device="meta", dtype=dtype)
+    dense_arch = nn.Identity() if model.dense_arch is None else model.dense_arch
+    parts = nn.ModuleList((dense_arch, model.inter_arch, model.over_arch))
+    sizes = (batch_size, model.sparse_arch.F, model.sparse_arch.D)
+    dense_features = None if model.dense_arch is None else num_dense_features
+    flops = None
+    for make in (_on_meta, _in_place):
+        try:
+            with make(parts) as runnable:
+                flops = _flops(runnable, sizes, dense_features)
+            break
+        except Exception as error:  # of a third party's module, which need not know meta
+            logger.debug("FLOPs cannot be counted by %s: %r", make.__name__, error)
+    else:
+        logger.warning("FLOPs are not counted: a forward pass of zeros fails")
+    total = sum(_parameters(part) for part in parts)
+    return DenseCost(total, None if flops is None else flops / batch_size)
+
+
+@contextmanager
+def _on_meta(parts: nn.ModuleList) -> Iterator[nn.ModuleList]:
+    yield copy.deepcopy(parts).to("meta").eval()
+
+
+@contextmanager
+def _in_place(parts: nn.ModuleList) -> Iterator[nn.ModuleList]:
+    modes = [(module, module.training) for module in parts.modules()]
+    parts.eval()
+    try:
+        yield parts
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _flops(parts: nn.ModuleList, sizes: tuple[int, int, int], num_dense: int | None) -> int:
+    """FLOPs of one forward pass; without a dense arch if ``num_dense`` is None."""
+    dense_arch, inter_arch, over_arch = parts
+    own = next(over_arch.parameters())
+    sparse = torch.zeros(sizes, device=own.device, dtype=own.dtype)
     counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
     with counter, torch.no_grad():
-        if model.dense_arch is None:
+        if num_dense is None:
             dense, sparse = sparse[:, 0], sparse[:, 1:]
         else:
-            shape = batch_size, num_dense_features
-            dense = dense_arch(torch.empty(shape, device="meta", dtype=dtype))
+            dense = dense_arch(sparse.new_zeros((sizes[0], num_dense)))
         over_arch(inter_arch(dense_features=dense, sparse_features=sparse))
-    return DenseCost(
-        sum(_parameters(part) for part in (dense_arch, inter_arch, over_arch)),
-        counter.get_total_flops() / batch_size,
-    )
+    return counter.get_total_flops()
 
 
 def _parameters(part: nn.Module) -> int:

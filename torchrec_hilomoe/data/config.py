@@ -14,7 +14,8 @@ from torchrec_hilomoe.config import STRICT
 SPLITS = ("train", "valid", "test")
 
 PositiveInt = Annotated[int, Field(ge=1, lt=2**63)]
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+#: The largest number that dense features can hold.
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 CriteoSizes = Annotated[list[PositiveInt], Field(min_length=26, max_length=26)]
 Pooling = Literal["mean", "sum"]
 
@@ -46,7 +47,7 @@ class DenseColumn:
     __pydantic_config__ = STRICT
 
     name: str
-    missing: Annotated[float, Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)] = 0.0  # NaN is neither
+    missing: Annotated[float, Field(ge=-FLOAT32_MAX, le=FLOAT32_MAX)] = 0.0  # NaN is neither
     transform: Literal["none", "log", "standardize"] = "none"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_hilomoe.data.config import DenseColumn
+from torchrec_hilomoe.data.config import FLOAT32_MAX, DenseColumn
 
 # Sums of equal numbers round to a mean that is off by about 2 units in the last place.
 _ROUNDING = 16 * float(np.finfo(np.float64).eps)
@@ -72,4 +72,5 @@ def transform(
         values = np.sign(values) * np.log1p(np.abs(values))
     elif moments is not None:
         values = (values - moments.mean) / moments.deviation
+    values = np.clip(values, -FLOAT32_MAX, FLOAT32_MAX)  # standardised ones may leave float32
     return np.where(np.isnan(values), column.missing, values).astype(np.float32)

@@ -12,13 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchrec_hilomoe.data.bad_rows import BadRows
-from torchrec_hilomoe.data.config import MultiValuedColumn, SchemaConfig
+from torchrec_hilomoe.data.config import FLOAT32_MAX, MultiValuedColumn, SchemaConfig
 from torchrec_hilomoe.data.readers import RawChunk
 from torchrec_hilomoe.data.rows import Int64Array
 from torchrec_hilomoe.errors import DataError
 
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^(?i:nan)$"
-_LARGEST = float(np.finfo(np.float32).max)
 _INT64_END = 2.0**63
 
 
@@ -149,7 +148,7 @@ def parse_numbers(
         is_number = np.ones(len(values), dtype=bool)
     else:
         raise _wrong_type(chunk, name, "numbers")
-    return values, is_number & ~(np.abs(values) > _LARGEST)
+    return values, is_number & ~(np.abs(values) > FLOAT32_MAX)
 
 
 def _numbers_of_texts(

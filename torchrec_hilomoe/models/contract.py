@@ -29,13 +29,21 @@ def check_interaction(name: str, built: Any, context: InteractionContext) -> Int
         Interaction: ``built``.
 
     Raises:
-        ConfigError: it is no `Interaction`, or its module's output has another width.
+        ConfigError: it is no `Interaction`, its module's output has another width, or its state
+            dict has other values than tensors.
     """
     if not isinstance(built, Interaction) or not isinstance(built.module, nn.Module):
         raise ConfigError(
             f"model.name={name}: its builder must return Interaction(module, out_features), got "
             f"{_shown(built)}"
         )
+    for key, value in built.module.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise ConfigError(
+                f"model.name={name}: {key} in the state dict of its module is no tensor but a "
+                f"{type(value).__name__}, and checkpoints hold tensors alone; keep it in a buffer "
+                "instead of get_extra_state"
+            )
     try:
         copied = copy.deepcopy(built.module)
     except Exception:  # it holds what cannot be copied, such as a tensor with a history

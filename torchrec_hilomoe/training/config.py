@@ -171,7 +171,8 @@ class TableOptimizerConfig:
             benchmarks have it; for tables that fit each rank.
         learning_rate (float): before the stage's scale and the schedule.
         l2 (float): adds (l2/2)‖E‖² over whole tables to the loss; ``dense`` only.
-        eps (float | None): None for the optimizer's own default; sgd has none.
+        eps (float | None): None for the kernel's own default: 1e-8 where it is fused, for Adagrad
+            and row-wise Adagrad 1e-10 where it is dense, as under ``data_parallel``; sgd has none.
     """
 
     __pydantic_config__ = STRICT

@@ -86,6 +86,7 @@ class Trainer:
         self._stages = runnable_stages(model, config.stages)
         total = sum(self._stage_batches(stage) for stage in self._stages.values())
         self._schedule = LearningRateSchedule(config.schedule, total, self.progress.plateau)
+        self._left_out = 0  # planned batches of stages that stopped early
         self._to_restore = resumed is not None
         self._saved_step = self.progress.step
 
@@ -134,6 +135,9 @@ class Trainer:
     def _enter(self, name: str, stage: StageConfig) -> StageOptimizer:
         """Freezes and thaws, and restores the state of the run that is continued."""
         self.progress.stage = name
+        before = itertools.takewhile(lambda earlier: earlier != name, self._stages)
+        planned = sum(self._stage_batches(self._stages[earlier]) for earlier in before)
+        self._left_out = planned - (self.progress.step - self.progress.stage_step)
         enter_stage(self._model, stage)
         optimizer = StageOptimizer(
             self._model,
@@ -190,7 +194,7 @@ class Trainer:
         iterator = itertools.islice(self.watch.until_pause(self._stream), batches)
         began, first = time.perf_counter(), self.progress.step
         while True:
-            optimizer.factor = self._schedule.factor(self.progress.step)
+            optimizer.factor = self._schedule.factor(self.progress.step, self._left_out)
             try:
                 output = pipeline.progress(iterator)
             except StopIteration:

@@ -32,11 +32,12 @@ class LearningRateSchedule:
         self._total_steps = total_steps
         self.plateau = plateau
 
-    def factor(self, step: int) -> float:
+    def factor(self, step: int, left_out: int = 0) -> float:
         """The factor for a step.
 
         Args:
             step (int): global step, from 0.
+            left_out (int): planned steps that stages before left out, since they stopped early.
 
         Returns:
             float: the factor.
@@ -44,7 +45,7 @@ class LearningRateSchedule:
         warmup = self._config.warmup_batches
         if step < warmup:
             return self.plateau * (step + 1) / warmup
-        progress = min(1.0, (step - warmup) / max(1, self._total_steps - warmup))
+        progress = min(1.0, (step + left_out - warmup) / max(1, self._total_steps - warmup))
         low = self._config.final_factor
         if self._config.name == "linear":
             return low + (1 - low) * (1 - progress)

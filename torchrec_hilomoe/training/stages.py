@@ -22,6 +22,8 @@ from torchrec_hilomoe.training.optimizers import part_parameters, table_names
 
 logger = logging.getLogger(__name__)
 
+_FROZEN = "_hilomoe_frozen_by_owner"
+
 
 def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
     """Freezes and thaws the parts of the model as the stage asks.
@@ -30,7 +32,8 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
     would step otherwise), frozen dense parameters get no gradient, and frozen batch norms use
     their running statistics. DDP fixes its parameters when it wraps, so where a stage changes
     what learns, the dense part is wrapped anew, by the model's own `DataParallelWrapper`; that
-    also saves the frozen part's backward pass and its communication.
+    also saves the frozen part's backward pass and its communication. Dense parameters that do not
+    require a gradient before the first stage never learn.
 
     Args:
         model (DistributedModelParallel): around any train wrapper; no pipeline attached. Every
@@ -53,13 +56,23 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
             module.__class__ = SparseArch  # the same, with a switch
         if isinstance(module, SparseArch):
             module.frozen = freezes
+    frozen = _frozen_by_owner(inner)
     for part, parameters in part_parameters(inner).items():
         if part != "tables":
-            for parameter in parameters.values():
-                parameter.requires_grad_(part in stage.train and _takes_part(part, stage))
+            learns = part in stage.train and _takes_part(part, stage)
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(learns and name not in frozen)
     set_train_mode(model, stage)
     if _what_learns(model) != before:
         _rewrap(model)
+
+
+def _frozen_by_owner(model: nn.Module) -> set[str]:
+    """Names of the dense parameters that were frozen before any stage; the model remembers them."""
+    if not hasattr(model, _FROZEN):
+        names = {name for name, p in model.named_parameters() if not p.requires_grad}
+        setattr(model, _FROZEN, names - table_names(model))
+    return cast(set[str], getattr(model, _FROZEN))
 
 
 def _check_freezable(model: nn.Module) -> None:
@@ -160,27 +173,33 @@ def core_model(model: DistributedModelParallel) -> InteractionDLRM:
 def runnable_stages(
     model: DistributedModelParallel, stages: Mapping[str, StageConfig]
 ) -> dict[str, StageConfig]:
-    """Leaves out stages in which the model has nothing to learn, with a notice.
+    """Leaves out stages in which the model has nothing to learn, such as experts, with a notice.
 
     Args:
         model (DistributedModelParallel): around a `DLRM_HiLoMoETrain`.
         stages (Mapping[str, StageConfig]): by name, in order.
 
     Returns:
-        dict[str, StageConfig]: for a model without experts those that train another part too.
+        dict[str, StageConfig]: those that train a part of which the model has parameters.
 
     Raises:
         ConfigError: none is left.
     """
-    if part_parameters(unwrap(model))["experts"]:
-        return dict(stages)
+    # Tables may all be on other ranks.
+    has = {part for part, own in part_parameters(unwrap(model)).items() if own} | {"tables"}
     runnable = {
-        name: stage for name, stage in stages.items() if set(stage.train) - {"experts", "router"}
+        name: stage
+        for name, stage in stages.items()
+        if any(part in has and _takes_part(part, stage) for part in stage.train)
     }
     for name in stages.keys() - runnable.keys():
-        logger.info("stage %s is skipped: the model has no experts", name)
+        missing = " and ".join(stages[name].train)
+        logger.info("stage %s is skipped: the model has no parameters of %s", name, missing)
     if not runnable:
-        raise ConfigError("training.stages: every stage trains experts, the model has none")
+        raise ConfigError(
+            "training.stages: the model has no parameters of what the stages train, such as "
+            "experts in a model without"
+        )
     return runnable
 
 
