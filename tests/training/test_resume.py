@@ -10,6 +10,7 @@ from torch import distributed as dist
 
 from torchrec_hilomoe.errors import CheckpointError, ConfigError
 from torchrec_hilomoe.training import run as run_module
+from torchrec_hilomoe.training.checkpoint.description import read_run
 
 
 def _checkpoints(run):
@@ -159,3 +160,29 @@ def test_a_run_goes_on_though_what_it_started_from_is_gone(
         _resumed(caplog)
         run_training(run, f"checkpoint.resume={resume}", best, kill_after=3)
         assert _resumed(caplog) == [f"resuming {run}/checkpoints/step-00000005, at batch 5"]
+
+
+def test_schedule_and_patience_go_on_in_another_folder(run_training, tmp_path):
+    """The best value stays that of the run; the links of the folder are to what is in it."""
+    options = (
+        "training.stages.joint.epochs=4",
+        "training.schedule.name=plateau",
+        "training.schedule.plateau_factor=0.5",
+        "checkpoint.keep_last=99",
+        "optimizer.tables.learning_rate=2",
+    )
+    whole = run_training(tmp_path / "whole", *options)
+    *_, last = _checkpoints(tmp_path / "whole")
+    expected = read_run(last).progress
+    assert expected.plateau < 1
+    for source in _checkpoints(tmp_path / "whole")[2:-1:2]:
+        folder = tmp_path / source.name
+        metrics = run_training(folder, *options, f"checkpoint.resume={source}")
+        *_, last = _checkpoints(folder)
+        progress = read_run(last).progress
+        assert (progress.plateau, progress.since_best) == (expected.plateau, expected.since_best)
+        assert progress.best == expected.best
+        saved = read_run(folder / "checkpoints" / "best").progress
+        assert saved.best_here == progress.best_here
+        assert metrics["valid"]["auc"] == pytest.approx(saved.best_here, abs=1e-6)
+        assert metrics["valid"]["auc"] <= whole["valid"]["auc"]

@@ -76,7 +76,7 @@ def test_a_best_of_an_abandoned_branch_is_not_reported(run_training, tmp_path, k
     metrics = run_training(run, keep, worse, f"checkpoint.resume={branch}")
     assert _links(run) == {"last": "step-00000020.1", "best": best}
     saved = json.loads((run / "checkpoints" / best / "run.json").read_text())
-    assert metrics["valid"]["auc"] == saved["progress"]["best"]
+    assert metrics["valid"]["auc"] == saved["progress"]["best_here"]
 
 
 def test_a_start_that_is_refused_leaves_the_links_alone(run_training, tmp_path):
@@ -99,7 +99,7 @@ def test_a_run_from_a_checkpoint_elsewhere_has_a_best_of_its_own(run_training, t
     metrics = run_training(run, worse, f"checkpoint.resume={source}")
     assert _links(run) == {"last": "step-00000020", "best": "step-00000020"}
     saved = json.loads((run / "checkpoints" / "best" / "run.json").read_text())
-    assert metrics["valid"]["auc"] == saved["progress"]["best"]
+    assert metrics["valid"]["auc"] == saved["progress"]["best_here"]
 
 
 def test_a_finished_run_from_elsewhere_is_reported_not_the_one_in_the_folder(

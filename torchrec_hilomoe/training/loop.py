@@ -119,12 +119,12 @@ class Trainer:
         self._recorder.stage_begins(name, planned, self.progress.stage_step)
         while True:
             due = self.progress.evaluation_due and not self.watch.signal
-            improved = self._evaluate() if due else False
+            best = self._evaluate() if due else False
             over = self._is_over(planned)
             if over:
                 self._end_stage(name, following)
-            if over or improved or self._save_due():
-                self._save(None if over else optimizer, improved)
+            if over or best or self._save_due():
+                self._save(None if over else optimizer, best)
             if self.watch.signal:
                 raise TrainingInterrupted(self.watch.signal)
             if over:
@@ -222,7 +222,7 @@ class Trainer:
         )
 
     def _evaluate(self) -> bool:
-        """Evaluates on valid, unless a signal interrupts it; returns whether it is a new best."""
+        """Evaluates on valid, unless a signal interrupts it; tells if the folder has no better ones."""
         progress = self.progress
         average_statistics(self._model)
         if not self._data.has_split("valid"):
@@ -250,7 +250,10 @@ class Trainer:
         self._schedule.evaluated(improved)
         progress.plateau = self._schedule.plateau
         progress.since_best = 0 if improved else progress.since_best + 1
-        return improved
+        best_here = value is not None and is_better(self._config.monitor, value, progress.best_here)
+        if best_here:
+            progress.best_here = value
+        return best_here
 
     def evaluate(self, split: str) -> Metrics:
         """Evaluates the present weights.
@@ -283,7 +286,7 @@ class Trainer:
 
     def _save(self, optimizer: StageOptimizer | None, best: bool) -> None:
         # Without metrics on valid the last weights are the best known.
-        best = best or (self.progress.finished and self.progress.best is None)
+        best = best or (self.progress.finished and self.progress.best_here is None)
         self._checkpoints.save(self._model, optimizer, self.progress, best)
         self._saved_step = self.progress.step
         self.watch.saved()

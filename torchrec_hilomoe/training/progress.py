@@ -23,8 +23,9 @@ class Progress:
         evaluation_due (bool): an evaluation comes before the next batch.
         since_best (int): evaluations of this stage since the last new best.
         valid_auc (float | None): of the last evaluation.
-        best (float | None): best value on valid so far of what ``training.monitor`` names; its
-            weights are in the output folder.
+        best (float | None): best value on valid so far of what ``training.monitor`` names.
+        best_here (float | None): the best of those whose weights are in the output folder; another
+            one where a run goes on from a checkpoint in another folder.
         plateau (float): the factor of the ``plateau`` schedule.
         skipped (int): batches left out because loss or gradients were not finite.
         stages (dict): per stage, its batches, its valid AUC before and after, and `ExpertHealth` of
@@ -45,6 +46,7 @@ class Progress:
     since_best: int = 0
     valid_auc: float | None = None
     best: float | None = None
+    best_here: float | None = None
     plateau: float = 1.0
     skipped: int = 0
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -81,9 +81,10 @@ class RunCheckpoints:
         self._folder = CheckpointFolder(folder, config.keep_last, source)
         self._best: Path | None = None
         if self.resumed is not None:
-            self._best = self._find_best(self.resumed.progress)
-            if self._best is None:  # gone, or in another folder: the next one is the best
-                self.resumed.progress.best = None
+            progress = self.resumed.progress
+            self._best = self._find_best(progress)
+            if self._best is None:  # gone, or in another folder: the next one is the best here
+                progress.best_here = None
 
     def relink(self) -> None:
         """Points ``last`` and ``best`` to the checkpoints that the run goes on from.
@@ -147,7 +148,7 @@ class RunCheckpoints:
                 saved = read_run(checkpoint)
             except ConfigError:
                 return False  # damaged
-            return saved.best and saved.progress.best == progress.best
+            return saved.best and saved.progress.best_here == progress.best_here
 
         newest_first = reversed(self._folder.own)
         return broadcast(next(filter(is_best, newest_first), None) if is_main_rank() else None)
