@@ -222,7 +222,7 @@ class Trainer:
         )
 
     def _evaluate(self) -> bool:
-        """Evaluates on valid, unless a signal interrupts it; tells if the folder has no better ones."""
+        """Evaluates on valid, unless a signal interrupts it; tells if it is the folder's best."""
         progress = self.progress
         average_statistics(self._model)
         if not self._data.has_split("valid"):
