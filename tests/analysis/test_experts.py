@@ -110,4 +110,6 @@ def test_tokens_that_are_routed_one_by_one_are_counted_each() -> None:
     with ExpertUsage(model) as usage:
         model(x.flatten(0, 1))
         usage.add(torch.ones(7, dtype=torch.bool))
+        model(x[:0].flatten(0, 1))
+        usage.add(torch.ones(0, dtype=torch.bool))
     assert usage.compute() == {}

@@ -116,9 +116,10 @@ class _Tally:
         if self._last is None:
             return
         scores, self._last = self._last, None
-        if scores.size(0) % keep.numel():
+        tokens, rest = divmod(scores.size(0), max(keep.numel(), 1))  # routed one by one
+        if rest:
             return
-        keep = keep.repeat_interleave(scores.size(0) // keep.numel())  # tokens routed one by one
+        keep = keep.repeat_interleave(tokens)
         self._move(scores.device)
         counted = torch.where(keep[:, None, None], scores, 0.0)
         self._count += keep.sum()
