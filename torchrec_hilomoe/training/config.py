@@ -215,6 +215,8 @@ class ShardingConfig:
     Attributes:
         type (ShardingType): TorchRec's sharding type of every table; ``auto`` lets the planner
             choose. ``data_parallel`` replicates the tables and trains them with dense optimizers.
+            Row-wise types and ``grid_shard`` place a table whole whose rows would not reach every
+            rank.
         memory_per_rank_gib (float | None): what the planner may fill, of the GPU or, on CPU, of
             main memory; None for its own assumption.
     """
