@@ -53,7 +53,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """
     if folder.is_dir():
         return folder
-    with _named(folder), _locked(folder):
+    with _named_errors(folder), _locked(folder):
         if folder.is_dir():
             return folder
         # While the lock is held, no other process builds: what is there was left by a dead one.
@@ -100,7 +100,7 @@ def _file_digest(file: Path, memory: Path) -> str:
     with file.open("rb") as stream:
         while block := stream.read(_READ_BYTES):
             state.update(block)
-    with _named(known):
+    with _named_errors(known):
         memory.mkdir(parents=True, exist_ok=True)
         # Others may read it, unlike the files of tempfile.
         unfinished = memory / f".{known.name}.{uuid.uuid4().hex}"
@@ -117,7 +117,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _named(target: Path) -> Iterator[None]:
+def _named_errors(target: Path) -> Iterator[None]:
     """Says of an error of the file system where the cache is chosen, on every rank."""
     try:
         yield

@@ -3,48 +3,37 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
+from typing import Any
+
+_EXPECTED = {Integral: "a whole number", Real: "a number", bool: "True or False"}
 
 
-def check_whole(name: str, value: object, at_least: int | None = None) -> None:
-    """Refuses what is no whole number, or too small a one; True is none.
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Refuses what is of another type; True and False are no numbers, those of NumPy are.
 
     Args:
         name (str): of the argument.
-        value (object): any value.
-        at_least (int | None): the smallest that is allowed; None allows all.
+        value (Any): what was given.
+        kind (type): ``numbers.Integral``, ``numbers.Real`` or ``bool``.
 
     Raises:
-        ValueError: it is no whole number, or too small.
+        ValueError: the value is none of these.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    if at_least is not None and int(value) < at_least:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} must be {_EXPECTED[kind]}, got {value!r}")
+
+
+def check_whole(name: str, value: Any, at_least: int) -> None:
+    """Refuses what is no whole number, or too small a one.
+
+    Args:
+        name (str): of the argument.
+        value (Any): what was given.
+        at_least (int): the smallest that is allowed.
+
+    Raises:
+        ValueError: the value is no whole number, or smaller.
+    """
+    check_type(name, value, Integral)
+    if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}")
-
-
-def check_number(name: str, value: object) -> None:
-    """Refuses what is no real number; True is none.
-
-    Args:
-        name (str): of the argument.
-        value (object): any value.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Refuses what is neither True nor False.
-
-    Args:
-        name (str): of the argument.
-        value (object): any value.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from torchrec_hilomoe.config import STRICT
-from torchrec_hilomoe.modules.checks import check_flag, check_number, check_whole
+from torchrec_hilomoe.modules.checks import check_type, check_whole
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class HiLoMoEConfig:
 
     def __post_init__(self) -> None:
         for name in ("tied_keys", "recompute"):
-            check_flag(name, getattr(self, name))
+            check_type(name, getattr(self, name), bool)
         for name in ("num_layers", "num_experts"):
             check_whole(name, getattr(self, name), at_least=1)
         if self.top_k is not None:
-            check_whole("top_k", self.top_k)
+            check_type("top_k", self.top_k, Integral)
             if not 1 <= self.top_k <= self.num_experts:
                 raise ValueError(
                     f"top_k must lie in 1..num_experts ({self.num_experts}), got {self.top_k}"
@@ -73,10 +74,10 @@ class HiLoMoEConfig:
         if self.query_dim is not None and self.tied_keys:
             raise ValueError("query_dim has no meaning with tied_keys: leave one of them out")
         for name in ("query_dropout", "expert_dropout"):
-            check_number(name, getattr(self, name))
+            check_type(name, getattr(self, name), Real)
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.gate_scale is not None:
-            check_number("gate_scale", self.gate_scale)
+            check_type("gate_scale", self.gate_scale, Real)
             if not 0.0 < self.gate_scale < math.inf:
                 raise ValueError(f"gate_scale must be positive and finite, got {self.gate_scale}")
