@@ -54,3 +54,9 @@ def test_then_the_scores_are_read_no_more(watched) -> None:
     assert_close(held, held[:1].expand_as(held), atol=1e-5, rtol=0)
     assert_close(after.softmax(2)[:, 0], before.softmax(2)[:, 0])
     assert not torch.allclose(after.softmax(2)[:, 1:], before.softmax(2)[:, 1:], atol=1e-3)
+
+
+def test_top_k_is_refused(load) -> None:
+    config = HiLoMoEConfig(num_layers=3, num_experts=4, top_k=2)
+    with pytest.raises(ValueError, match="top_k"):
+        load("score_terms").score_terms(HiLoMoELinear(16, 8, config))

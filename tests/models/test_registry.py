@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import pytest
@@ -39,6 +40,16 @@ def test_third_party_interaction_is_built_by_name(collection, make_features):
 def test_name_is_taken_once():
     with pytest.raises(ValueError, match="'dlrm' is already registered"):
         register_interaction("dlrm", Options)(lambda context, config: None)
+
+
+def test_builder_may_be_a_partial():
+    def build(context, config, out_features):
+        return Interaction(nn.Identity(), out_features)
+
+    register_interaction("partial", Options)(functools.partial(build, out_features=3))
+    assert "partial" in interaction_names()
+    with pytest.raises(ValueError, match="'partial' is already registered"):
+        register_interaction("partial", Options)(functools.partial(build, out_features=4))
 
 
 def test_two_lambdas_are_two_builders():

@@ -111,6 +111,8 @@ def register_interaction(
 
 def _origin(build: Callable[..., Any]) -> tuple[object, ...]:
     """What tells a builder from others, and not from itself in a module imported again."""
+    if not hasattr(build, "__qualname__"):  # such as a functools.partial
+        return (build,)
     line = build.__code__.co_firstlineno if build.__name__ == "<lambda>" else None
     return build.__module__, build.__qualname__, line
 

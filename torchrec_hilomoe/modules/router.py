@@ -118,19 +118,18 @@ class HierarchicalRouter(nn.Module):
             keys = self.keys
         if keys is None:
             raise ValueError("tied_keys: hand V of the linear to the router, router(x, expert_v)")
-        if not isinstance(x, Tensor):  # FX traces with proxies
-            scores, logits = route(self.query(x), keys, self.config.top_k)
-        elif self.projects_keys(x):
+        traced = not isinstance(x, Tensor)  # by FX, which hands a proxy in
+        if not traced and self.projects_keys(x):
             weights, normalised = self.weights(), self.query.norm(x)  # type: ignore[operator]
             scores, logits = route_projected(
                 normalised, weights.weight, weights.bias, keys, self.config.top_k
             )
         else:
-            recompute = self.config.recompute and self.training
+            recompute = self.config.recompute and self.training and not traced
             query = checkpoint(self.query, x, use_reentrant=False) if recompute else self.query(x)
             scores, logits = route(query, keys, self.config.top_k)
         routing = Routing(scores, logits)
-        if self.training and isinstance(scores, Tensor):
+        if self.training and not traced:
             self.routing = routing
         return routing
 
