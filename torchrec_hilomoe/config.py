@@ -48,7 +48,8 @@ def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
         optimizer.lrr: unknown key; did you mean 'lr'? Known keys: lr
     """
     try:
-        return TypeAdapter(cls).validate_python(dict(values))
+        plain = dict(values) if isinstance(values, Mapping) else values
+        return TypeAdapter(cls).validate_python(plain)
     except ValidationError as error:
         problems = [_describe(cls, problem, prefix) for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from None

@@ -86,6 +86,12 @@ def test_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
     assert content_digest([path], cache) != first
 
 
+@pytest.mark.parametrize("file", ["missing", "."])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, file: str) -> None:
+    with pytest.raises(DataError, match=f"{tmp_path / file}: cannot be read: "):
+        content_digest([tmp_path / file], tmp_path / "cache")
+
+
 def test_a_remembered_digest_may_be_read_by_all_that_may_read_the_cache(tmp_path: Path) -> None:
     file, umask = tmp_path / "a", os.umask(0o022)
     try:

@@ -113,6 +113,14 @@ def test_workers_change_nothing(rows_of: RowsOf, num_workers: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_pinned_for_a_gpu(num_workers: int) -> None:
+    for batch in loader(num_workers=num_workers):
+        assert batch.labels.is_pinned()
+        assert batch.sparse_features.values().is_pinned()
+
+
 def test_epochs_differ_and_seeds_repeat(rows_of: RowsOf) -> None:
     def rows(*seed: int) -> list[tuple[Any, ...]]:
         return [row for batch in loader(train=True, shuffle_seed=seed) for row in rows_of(batch)]

@@ -57,7 +57,8 @@ CASES = {
     ),
     "plateau without valid": (["training.schedule.name=plateau"], GOOD, ["data.valid"]),
     "output folder": (["output_dir=/proc/nowhere"], GOOD, ["output_dir", "/proc/nowhere"]),
-    "wrong type": (["data.schema.multi_valued=[price]"], GOOD, ["price"]),
+    "column twice": (["data.schema.multi_valued=[price]"], GOOD, ["more than once: 'price'"]),
+    "value for a group": (["checkpoint=x"], GOOD, ["checkpoint: ", "dictionary", "'x'"]),
 }
 
 

@@ -37,6 +37,14 @@ def test_predicts_what_the_training_scores(trained, scored):
     torch.testing.assert_close(predict_file(model, trained), scored)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_serves_on_the_device_that_is_given(trained, scored):
+    device = torch.device("cuda")
+    model = load_for_serving(trained.checkpoint, device)
+    logits = model(*(tensor.to(device) for tensor in flat_tensors(trained.batch())))
+    torch.testing.assert_close(logits.squeeze(1).sigmoid().cpu(), scored)
+
+
 def test_loads_inside_of_a_process_group_alone(trained, scored, monkeypatch):
     init_process_group()
     try:

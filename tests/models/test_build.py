@@ -98,6 +98,12 @@ def test_tables_of_other_dimensions_are_refused(collection):
         build_model(config, collection, 0)
 
 
+@pytest.mark.parametrize("values", ["hilomoe", None, ["hilomoe"]])
+def test_what_has_no_keys_is_refused(values):
+    with pytest.raises(ConfigError, match=r"model: expected its keys and values, got .*"):
+        parse_model_config(values)
+
+
 def test_a_close_key_is_suggested():
     with pytest.raises(ConfigError, match=r"model\.num_layer: .*; did you mean 'num_layers'\?"):
         parse_model_config({"name": "dcn", "num_layer": 3})

@@ -161,11 +161,15 @@ def test_value_out_of_range_is_named():
     ("name", "options", "message"),
     [
         ("hilomoe", {"fusion_scale": float("nan")}, r"model\.fusion_scale .*finite.* nan"),
+        ("hilomoe", {"expert_width": 0}, r"model\.expert_width must be at least 1, got 0"),
+        ("hilomoe", {"plain_width": -8}, r"model\.plain_width must be at least 1, got -8"),
+        ("hilomoe", {"num_heads": 7}, r"model\.num_heads must divide .* 200 and 200; got 7"),
+        ("hilomoe", {"dropout": 1.0}, r"model\.dropout"),
         ("hilomoe", {"gate_scale": float("inf")}, r"model\.gate_scale .*finite.* inf"),
-        ("hilomoe_wide", {"out_features": -3}, r"model\.out_features .*at least 1.* -3"),
-        ("hilomoe_cross", {"num_cross_layers": 0}, r"model\.num_cross_layers .*at least 1.* 0"),
-        ("hilomoe_mlp", {"layer_sizes": []}, r"model\.layer_sizes .*at least 1.* \(\)"),
-        ("hilomoe_mlp", {"layer_sizes": [8, 0]}, r"model\.layer_sizes .*at least 1.* \(8, 0\)"),
+        ("hilomoe_wide", {"out_features": -3}, r"model\.out_features: .*greater than 0.*-3"),
+        ("hilomoe_cross", {"num_cross_layers": 0}, r"model\.num_cross_layers: .*than 0.* 0"),
+        ("hilomoe_mlp", {"layer_sizes": []}, r"model\.layer_sizes: .*at least 1"),
+        ("hilomoe_mlp", {"layer_sizes": [8, 0]}, r"model\.layer_sizes.*greater than 0.* 0"),
         ("dcn", {"num_layers": -1}, r"model\.num_layers: .*greater than 0.*-1"),
         ("dcn", {"low_rank_dim": 0}, r"model\.low_rank_dim: .*greater than 0.* 0"),
         ("dcn_mixture", {"num_experts": 0}, r"model\.num_experts: .*greater than 0.* 0"),
@@ -173,9 +177,9 @@ def test_value_out_of_range_is_named():
         ("projection", {"num_projections": [0, 8]}, r"model\.num_projections.*greater than 0"),
     ],
 )
-def test_sizes_and_scales_out_of_range_are_named(name, options, message, collection):
+def test_sizes_and_scales_out_of_range_are_named_before_anything_is_built(name, options, message):
     with pytest.raises(ConfigError, match=message):
-        _build(name, collection, NUM_DENSE, **options)
+        parse_model_config({"name": name, **options})
 
 
 def test_a_projection_of_one_feature_is_refused():

@@ -44,6 +44,12 @@ def test_auxiliary_loss_reaches_the_router(collection, make_features):
     assert router.keys.grad.abs().sum() > 0
 
 
+def test_auxiliary_losses_are_over_the_process_group_that_is_given(collection):
+    model = DLRM_HiLoMoE(collection, 5, [8], [1], STREAMS, HiLoMoEConfig())
+    group = object()
+    assert DLRM_HiLoMoETrain(model, process_group=group).auxiliary_loss.process_group is group
+
+
 def test_wraps_torchrecs_own_model(collection, make_features):
     model = DLRM(collection, 5, [8], [4, 1])
     batch = Batch(torch.rand(6, 5), make_features(), LABELS)

@@ -30,14 +30,15 @@ BATCH = 20
 class LossOnly(nn.Module):
     """The auxiliary losses alone, of two routers that differ in L, K and top-k."""
 
-    def __init__(self) -> None:
+    def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.model = nn.Sequential(
             HiLoMoELinear(12, 10, HiLoMoEConfig(3, 4, top_k=2)),
             HiLoMoEMLP(10, [8, 6], HiLoMoEConfig(2, 5)),
         )
-        self.auxiliary_loss = AuxiliaryLoss(self.model, AuxiliaryLossConfig(1.0, 0.5, 0.25))
+        config = AuxiliaryLossConfig(1.0, 0.5, 0.25)
+        self.auxiliary_loss = AuxiliaryLoss(self.model, config, process_group)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         self.model(x)
@@ -58,6 +59,10 @@ def global_batch() -> Tensor:
     return torch.randn(BATCH, 12, generator=torch.Generator().manual_seed(1))
 
 
+def parts_of_batch(first_rows: int) -> tuple[Tensor, ...]:
+    return global_batch().split([first_rows, BATCH - first_rows])
+
+
 def losses_of_unequal_parts(rank: int) -> Tensor:
     generator = torch.Generator().manual_seed(rank)
     logits = torch.randn(20, 400 if rank == 0 else 7, 3, 32, generator=generator)
@@ -71,10 +76,12 @@ def run_rank(rank: int, folder: Path, first_rows: int) -> None:
     all_reduce = dist.all_reduce
     dist.all_reduce = lambda *args, **kwargs: (calls.append(1), all_reduce(*args, **kwargs))[1]
     model = DistributedDataParallel(LossOnly(), find_unused_parameters=True)
-    rows = global_batch().split([first_rows, BATCH - first_rows])[rank]
+    rows = parts_of_batch(first_rows)[rank]
     result = losses_and_gradients(model, rows)
     result["all_reduces"] = torch.tensor(len(calls))
     result["of_unequal_parts"] = losses_of_unequal_parts(rank)
+    own_groups = [dist.new_group([0]), dist.new_group([1])]
+    result["of_own_group"] = torch.stack(LossOnly(own_groups[rank])(rows)).detach()
     torch.save(result, folder / f"rank{rank}.pt")
     dist.barrier()
     sys.stdout.flush()
@@ -92,6 +99,10 @@ def test_two_ranks_equal_the_global_batch(tmp_path: Path, first_rows: int) -> No
     expected = losses_and_gradients(LossOnly(), global_batch())
     results = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     assert torch.equal(*(result.pop("of_unequal_parts") for result in results))
+    for rows, result in zip(parts_of_batch(first_rows), results, strict=True):
+        torch.testing.assert_close(
+            result.pop("of_own_group"), torch.stack(LossOnly()(rows)).detach()
+        )
     for actual in results:
         assert actual.pop("all_reduces") == 1
         # Unused parameters get zeros from DDP and no gradient from autograd.

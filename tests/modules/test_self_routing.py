@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torchrec_hilomoe.modules import (
     AuxiliaryLoss,
     AuxiliaryLossConfig,
+    HierarchicalRouter,
     HiLoMoEConfig,
     HiLoMoELinear,
+    Routing,
 )
 
 FEW_EXPERTS = HiLoMoEConfig(num_layers=2, num_experts=4, query_dim=32)
@@ -101,6 +103,17 @@ def test_what_stands_in_the_query_works_in_training_too(change) -> None:
     torch.testing.assert_close(y, linear.eval()(x), rtol=1e-4, atol=1e-4)
     y.sum().backward()
     assert all(parameter.grad is not None for parameter in linear.parameters())
+
+
+def test_a_router_with_a_forward_of_its_own_is_called() -> None:
+    class Uniform(HierarchicalRouter):
+        def forward(self, x: Tensor, keys: Tensor | None = None) -> Routing:
+            return super().forward(torch.zeros_like(x), keys)
+
+    linear, x = few_experts(), torch.randn(64, 40)
+    linear.router = Uniform(40, FEW_EXPERTS)
+    assert not routes_itself(linear, x)
+    torch.testing.assert_close(linear(x), linear.eval()(x), rtol=1e-4, atol=1e-4)
 
 
 def test_query_dropout_that_is_set_later_works() -> None:

@@ -15,7 +15,7 @@ from torchrec_hilomoe.data.rows import EncodedRows
 
 @dataclass
 class CTRBatch(Batch):
-    """A ``torchrec`` batch of B rows; the pipelines move and pin it like any other.
+    """A ``torchrec`` batch of B rows; the pipelines move it like any other.
 
     Rows with label -1 are padding (see :class:`~torchrec_hilomoe.data.BatchLoader`).
 

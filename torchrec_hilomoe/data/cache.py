@@ -86,20 +86,21 @@ def content_digest(files: Sequence[Path], root: Path) -> str:
         str: hexadecimal.
 
     Raises:
-        DataError: the cache cannot be written.
+        DataError: a file cannot be read, or the cache cannot be written.
     """
     return key_of([_file_digest(file, root / "digests") for file in files])
 
 
 def _file_digest(file: Path, memory: Path) -> str:
-    stat = file.stat()
-    known = memory / key_of(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
-    if known.is_file():
-        return known.read_text()
     state = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as stream:
-        while block := stream.read(_READ_BYTES):
-            state.update(block)
+    with named_read_errors(file):
+        stat = file.stat()
+        known = memory / key_of(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
+        if known.is_file():
+            return known.read_text()
+        with file.open("rb") as stream:
+            while block := stream.read(_READ_BYTES):
+                state.update(block)
     with _named_errors(known):
         memory.mkdir(parents=True, exist_ok=True)
         # Others may read it, unlike the files of tempfile.
@@ -107,6 +108,22 @@ def _file_digest(file: Path, memory: Path) -> str:
         unfinished.write_text(state.hexdigest())
         os.replace(unfinished, known)
     return state.hexdigest()
+
+
+@contextmanager
+def named_read_errors(file: Path) -> Iterator[None]:
+    """Says of an error of the file system which raw file it is of, on every rank.
+
+    Args:
+        file (Path): what is read.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
 
 
 @contextmanager

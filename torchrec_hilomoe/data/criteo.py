@@ -182,7 +182,18 @@ def open_criteo(config: DataConfig) -> tuple[CriteoEncoder, dict[str, CriteoStor
 
 
 def dense_files(paths: Sequence[str], split: str) -> list[Path]:
-    """The ``*_dense.npy`` files among what ``paths`` name."""
+    """The ``*_dense.npy`` files among what ``paths`` name.
+
+    Args:
+        paths (Sequence[str]): files, folders or globs.
+        split (str): its configuration key is named in messages.
+
+    Returns:
+        list[Path]: one or more.
+
+    Raises:
+        DataError: there is none.
+    """
     files = resolve_files(paths, f"data.{split}")
     found = [file for file in files if file.name.endswith(_DENSE_SUFFIX)]
     if not found:

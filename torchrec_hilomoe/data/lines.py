@@ -38,6 +38,13 @@ class CsvHeader(NamedTuple):
 def read_header(path: Path, raw_format: RawFormat) -> CsvHeader:
     """Reads the header of a CSV file, or takes it from the format.
 
+    Args:
+        path (Path): the file.
+        raw_format (RawFormat): how it is written.
+
+    Returns:
+        CsvHeader: the names of its columns.
+
     Raises:
         DataError: the file is empty.
     """

@@ -51,7 +51,7 @@ class BatchLoader(Iterable[CTRBatch]):
     order; the last global batch is filled up with copies of its last row whose label is -1
     (``PADDING_LABEL``): **rows with label -1 are padding and must be left out of loss, metrics
     and predictions**. They are the last rows of a batch. :meth:`rows` tells which rows of the
-    split a batch holds.
+    split a batch holds. Where there is a GPU, batches lie in page-locked memory.
 
     Args:
         store (RowStore): the encoded rows.
@@ -70,8 +70,10 @@ class BatchLoader(Iterable[CTRBatch]):
         return full + (1 if self._part_of(rest) else 0) - self._options.start
 
     def __iter__(self) -> Iterator[CTRBatch]:
+        pin = torch.cuda.is_available()  # the pipelines copy to GPUs while these compute
         if not self._options.num_workers:
-            return self._batches(0, 1)
+            batches = self._batches(0, 1)
+            return (batch.pin_memory() for batch in batches) if pin else batches
         # An own generator: workers must not draw from the one that training draws from.
         return iter(
             DataLoader(
@@ -79,6 +81,7 @@ class BatchLoader(Iterable[CTRBatch]):
                 batch_size=None,
                 num_workers=self._options.num_workers,
                 generator=torch.Generator(),
+                pin_memory=pin,
             )
         )
 

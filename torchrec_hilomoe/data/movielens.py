@@ -15,7 +15,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import torch
 
-from torchrec_hilomoe.data.cache import build_once, key_of
+from torchrec_hilomoe.data.cache import build_once, key_of, named_read_errors
 from torchrec_hilomoe.errors import DataError
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
@@ -69,7 +69,8 @@ def _download(target: Path, sha256: str) -> Path:
 
 
 def _verify(archive: Path, sha256: str) -> None:
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    with named_read_errors(archive):
+        found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != sha256:
         raise DataError(
             f"{archive}: not the published archive: its SHA-256 is {found}, expected {sha256}. "

@@ -95,18 +95,6 @@ def prepare_data(config: DataConfig, *, progress: bool = False) -> None:
     _prepare(config, progress)
 
 
-def load_encoder(folder: Path) -> Encoder:
-    """Loads what :meth:`DataSource.save` wrote; its ``features`` are those of the model.
-
-    Args:
-        folder (Path): where it was saved.
-
-    Raises:
-        DataError: the folder holds nothing that this version reads.
-    """
-    return _load_encoder(folder)
-
-
 def open_encoded(
     folder: Path,
     files: str | list[str],
@@ -141,7 +129,7 @@ def open_encoded(
         DataError: a file cannot be used.
     """
     shard = _shard(batch_size, rank, world_size)
-    encoder = _load_encoder(folder)
+    encoder = load_encoder(folder)
     root = cache_root(cache_dir)
     paths = [files] if isinstance(files, str) else files
     if isinstance(encoder, CriteoEncoder):
@@ -201,7 +189,7 @@ def _former_encoder(config: DataConfig) -> TabularEncoder | None:
         return None
     key = f"data.vocabularies_from={config.vocabularies_from}"
     try:
-        encoder = _load_encoder(Path(config.vocabularies_from).expanduser())
+        encoder = load_encoder(Path(config.vocabularies_from).expanduser())
     except DataError as error:
         raise DataError(
             f"{key}: name the folder encoder of a checkpoint; {error} (A run that is resumed may "
@@ -241,7 +229,18 @@ def _of_folder(config: DataConfig, folder: Path) -> DataConfig:
     return replace(config, train=train, valid=valid, test=test, format="parquet")
 
 
-def _load_encoder(folder: Path) -> TabularEncoder | CriteoEncoder:
+def load_encoder(folder: Path) -> TabularEncoder | CriteoEncoder:
+    """Loads what :meth:`DataSource.save` wrote; its ``features`` are those of the model.
+
+    Args:
+        folder (Path): where it was saved.
+
+    Returns:
+        TabularEncoder | CriteoEncoder: by what was saved.
+
+    Raises:
+        DataError: the folder holds nothing that this version reads.
+    """
     path = folder / SETTINGS_FILE
     try:
         settings = json.loads(path.read_text())

@@ -27,11 +27,6 @@ class Shard:
     rank: int = 0
     world_size: int = 1
 
-    @property
-    def rows_per_batch(self) -> int:
-        """Rows of this rank in a full batch."""
-        return self.batch_size // self.world_size
-
     def part_of(self, rows: int, drop_rest: bool) -> range:
         """The positions that this rank has in a global batch of ``rows`` rows.
 

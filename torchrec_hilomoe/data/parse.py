@@ -136,6 +136,9 @@ def parse_numbers(
 
     Returns:
         tuple: values as float64 [n], and whether each is missing or a finite float32.
+
+    Raises:
+        DataError: the column has another type, or bytes that are no text.
     """
     with _named_errors(chunk, name):
         column = _plain(chunk.batch.column(name))
@@ -178,6 +181,9 @@ def parse_texts(chunk: RawChunk, name: str) -> pa.LargeStringArray:
 
     Returns:
         pa.LargeStringArray: [n].
+
+    Raises:
+        DataError: the column has values of several parts, or bytes that are no text.
     """
     column = chunk.batch.column(name)
     if pa.types.is_nested(column.type):
@@ -188,6 +194,12 @@ def parse_texts(chunk: RawChunk, name: str) -> pa.LargeStringArray:
 
 def canonical_texts(column: pa.Array) -> pa.LargeStringArray:
     """Single values of any type as texts; null where missing.
+
+    Args:
+        column (pa.Array): [n].
+
+    Returns:
+        pa.LargeStringArray: [n].
 
     Example:
         >>> canonical_texts(pa.array([3.0, None, 2.5, float("nan")])).to_pylist()

@@ -56,6 +56,13 @@ _EMPTY = pa.table({"value": pa.array([], pa.large_string()), "count": pa.array([
 def look_up(texts: pa.LargeStringArray, vocabulary: pa.LargeStringArray) -> npt.NDArray[np.int32]:
     """Table rows of texts: 1 + position in the vocabulary, 0 for unknown and missing texts.
 
+    Args:
+        texts (pa.LargeStringArray): [n].
+        vocabulary (pa.LargeStringArray): distinct texts.
+
+    Returns:
+        npt.NDArray[np.int32]: [n].
+
     Example:
         >>> vocabulary = pa.array(["b", "c"], pa.large_string())
         >>> look_up(pa.array(["c", "x", None, "b"], pa.large_string()), vocabulary).tolist()
@@ -67,6 +74,13 @@ def look_up(texts: pa.LargeStringArray, vocabulary: pa.LargeStringArray) -> npt.
 
 def extended(vocabulary: pa.LargeStringArray, texts: pa.LargeStringArray) -> pa.LargeStringArray:
     """A vocabulary, and behind it the texts that it lacks.
+
+    Args:
+        vocabulary (pa.LargeStringArray): distinct texts.
+        texts (pa.LargeStringArray): distinct texts, some of them perhaps in the vocabulary.
+
+    Returns:
+        pa.LargeStringArray: the vocabulary first, in its order.
 
     Example:
         >>> known, seen = (pa.array(texts, pa.large_string()) for texts in (["b", "c"], ["a", "c"]))

@@ -97,6 +97,8 @@ def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _parse(values: Mapping[str, Any]) -> ModelConfig:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"model: expected its keys and values, got {values!r}")
     name = str(values.get("name", ModelConfig.name))
     entry = get_interaction(name)
     common = {f.name for f in dataclasses.fields(ModelConfig)} - {"interaction"}

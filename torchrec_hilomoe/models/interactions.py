@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import nn
 from torchrec.models.dlrm import (
     DenseArch,
@@ -26,6 +27,7 @@ from torchrec_hilomoe.modules import (
     HiLoMoETwoStreamArch,
     TwoStreamConfig,
 )
+from torchrec_hilomoe.ops import concatenate
 
 
 class InteractionCatArch(nn.Module):
@@ -54,9 +56,7 @@ class InteractionCatArch(nn.Module):
         Returns:
             torch.Tensor: [B, width].
         """
-        # Flattened last: else a part of a split is exported for two samples and more only.
-        features = torch.cat((dense_features.unsqueeze(1), sparse_features), dim=1)
-        return self.tower(features.flatten(1))
+        return self.tower(concatenate(dense_features, sparse_features))
 
 
 def _placed(module: nn.Module, context: InteractionContext) -> nn.Module:
@@ -159,7 +159,11 @@ class ProjectionOptions:
 
 @register_interaction("projection", ProjectionOptions)
 def build_projection(context: InteractionContext, config: ProjectionOptions) -> Interaction:
-    """Products of two projections, as in `torchrec.models.dlrm.DLRM_Projection`."""
+    """Products of two projections, as in `torchrec.models.dlrm.DLRM_Projection`.
+
+    Raises:
+        ConfigError: there is but one feature.
+    """
     if context.num_sparse_features < 1:
         raise ConfigError("model.name=projection: needs more than one feature; take another model")
     d = context.embedding_dim
@@ -182,12 +186,7 @@ class HiLoMoEWideOptions(HiLoMoEConfig):
 
     __pydantic_config__ = STRICT
 
-    out_features: int = 400
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.out_features < 1:
-            raise ValueError(f"out_features must be at least 1, got {self.out_features}")
+    out_features: PositiveInt = 400
 
 
 @register_interaction("hilomoe_wide", HiLoMoEWideOptions)
@@ -213,12 +212,7 @@ class HiLoMoECrossOptions(HiLoMoEConfig):
 
     __pydantic_config__ = STRICT
 
-    num_cross_layers: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_cross_layers < 1:
-            raise ValueError(f"num_cross_layers must be at least 1, got {self.num_cross_layers}")
+    num_cross_layers: PositiveInt = 3
 
 
 @register_interaction("hilomoe_cross", HiLoMoECrossOptions)
@@ -242,14 +236,7 @@ class HiLoMoEMLPOptions(HiLoMoEConfig):
 
     __pydantic_config__ = STRICT
 
-    layer_sizes: tuple[int, ...] = (400, 400)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.layer_sizes or min(self.layer_sizes) < 1:
-            raise ValueError(
-                f"layer_sizes must hold one or more widths of at least 1, got {self.layer_sizes}"
-            )
+    layer_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (400, 400)
 
 
 @register_interaction("hilomoe_mlp", HiLoMoEMLPOptions)
@@ -268,18 +255,15 @@ class HiLoMoEOptions(TwoStreamConfig, HiLoMoEConfig):
 
     __pydantic_config__ = STRICT
 
+    def __post_init__(self) -> None:
+        TwoStreamConfig.__post_init__(self)
+        HiLoMoEConfig.__post_init__(self)
+
 
 @register_interaction("hilomoe", HiLoMoEOptions)
 def build_hilomoe(context: InteractionContext, config: HiLoMoEOptions) -> Interaction:
     """Two streams, one with routed experts, and their bilinear fusion."""
-    try:
-        arch = HiLoMoETwoStreamArch(
-            context.num_sparse_features,
-            context.embedding_dim,
-            config,
-            config,
-            device=context.device,
-        )
-    except ValueError as error:
-        raise ConfigError(f"model.{error}") from None
+    arch = HiLoMoETwoStreamArch(
+        context.num_sparse_features, context.embedding_dim, config, config, device=context.device
+    )
     return Interaction(arch, arch.out_features)

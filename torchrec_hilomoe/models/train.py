@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import distributed as dist
 from torch import nn
 from torchrec.datasets.utils import Batch
 
@@ -38,6 +39,8 @@ class DLRM_HiLoMoETrain(nn.Module):  # noqa: N801 (named as the model it wraps)
         model (nn.Module): ``(dense_features, sparse_features) → logits [B, 1]``.
         auxiliary (AuxiliaryLossConfig | None): weights of the auxiliary losses; None for the
             defaults.
+        process_group (dist.ProcessGroup | None): the ranks that share a batch, over which the
+            auxiliary losses are taken; None for all.
 
     Example:
         >>> from torchrec.datasets.random import RandomRecDataset
@@ -60,11 +63,18 @@ class DLRM_HiLoMoETrain(nn.Module):  # noqa: N801 (named as the model it wraps)
         True
     """
 
-    def __init__(self, model: nn.Module, auxiliary: AuxiliaryLossConfig | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        auxiliary: AuxiliaryLossConfig | None = None,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.task_loss = TaskLoss(model)
-        self.auxiliary_loss = AuxiliaryLoss(model, auxiliary or AuxiliaryLossConfig())
+        self.auxiliary_loss = AuxiliaryLoss(
+            model, auxiliary or AuxiliaryLossConfig(), process_group
+        )
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, TrainOutput]:
         """Computes the loss to minimise.

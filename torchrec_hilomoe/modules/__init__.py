@@ -14,7 +14,7 @@ from torchrec_hilomoe.modules.losses import (
 )
 from torchrec_hilomoe.modules.mlp import HiLoMoEMLP
 from torchrec_hilomoe.modules.parts import (
-    Part,
+    DensePart,
     experts_enabled,
     parameter_part,
     set_experts_enabled,
@@ -38,7 +38,7 @@ __all__ = [
     "HiLoMoEMLP",
     "HiLoMoETwoStreamArch",
     "HierarchicalRouter",
-    "Part",
+    "DensePart",
     "RoutedLinear",
     "Routing",
     "TwoStreamConfig",

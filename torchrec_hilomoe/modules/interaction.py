@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchrec_hilomoe.modules.checks import check_whole
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.modules.linear import HiLoMoELinear
+from torchrec_hilomoe.ops import concatenate
 
 
 class HiLoMoEInteractionArch(nn.Module):
@@ -60,6 +61,4 @@ class HiLoMoEInteractionArch(nn.Module):
         Returns:
             Tensor: ``[B, out_features]``.
         """
-        # Flattened last: else a part of a split is exported for two samples and more only.
-        features = torch.cat((dense_features.unsqueeze(1), sparse_features), dim=1)
-        return torch.relu(self.linear(features.flatten(1)))  # of [B, (F+1)D]
+        return torch.relu(self.linear(concatenate(dense_features, sparse_features)))

@@ -174,6 +174,7 @@ class HiLoMoELinear(RoutedLinear):
             isinstance(x, Tensor)  # FX traces with proxies
             and self.experts_enabled
             and not self.expert_dropout.p
+            and type(self.router).forward is HierarchicalRouter.forward
             and not has_hooks(self.router)
             and self_routing_is_cheaper(x, self.weight)
             and self.router.projects_keys(x)
@@ -200,7 +201,17 @@ def shared_routing(router: HierarchicalRouter, linears: Iterable[nn.Module], x: 
 
 @torch.fx.wrap
 def mean_over_tokens(x: Tensor) -> Tensor:
-    """``[B, d]`` as it is, ``[B, N, d]`` as ``[B, d]``: 0 for N = 0."""
+    """The mean over the tokens of each sample.
+
+    Args:
+        x (Tensor): ``[B, d]`` or ``[B, N, d]``.
+
+    Returns:
+        Tensor: ``[B, d]``; flat inputs as they are, 0 for N = 0.
+
+    Raises:
+        ValueError: x has another number of dimensions.
+    """
     if x.dim() == 2:
         return x
     if x.dim() != 3:

@@ -9,18 +9,18 @@ from torch import nn
 from torchrec_hilomoe.modules.linear import RoutedLinear
 from torchrec_hilomoe.modules.router import HierarchicalRouter
 
-Part = Literal["backbone", "experts", "router"]
+DensePart = Literal["backbone", "experts", "router"]
 
 
-def parameter_part(model: nn.Module) -> dict[str, Part]:
+def parameter_part(model: nn.Module) -> dict[str, DensePart]:
     """Tells the part that each parameter belongs to.
 
     Args:
         model (nn.Module): any model, wrapped for distributed training or not.
 
     Returns:
-        dict[str, Part]: by the name in ``model.named_parameters()``: ``experts`` are U and V of
-        every :class:`RoutedLinear`, ``router`` is all of every :class:`HierarchicalRouter`, and
+        dict[str, DensePart]: by the name in ``model.named_parameters()``: ``experts`` are U and V
+        of every :class:`RoutedLinear`, ``router`` is all of every :class:`HierarchicalRouter`, and
         ``backbone`` is the rest.
 
     Example:
@@ -37,7 +37,7 @@ def parameter_part(model: nn.Module) -> dict[str, Part]:
         router.query.projection.weight router
         router.query.projection.bias router
     """
-    parts: dict[int, Part] = {}
+    parts: dict[int, DensePart] = {}
     for module in model.modules():
         if isinstance(module, HierarchicalRouter):
             parts.update((id(parameter), "router") for parameter in module.parameters())

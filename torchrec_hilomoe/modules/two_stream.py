@@ -2,16 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchrec_hilomoe.config import STRICT
-from torchrec_hilomoe.modules.checks import check_whole
+from torchrec_hilomoe.modules.checks import check_type, check_whole
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.modules.linear import HiLoMoELinear
-from torchrec_hilomoe.ops import with_dot_products
+from torchrec_hilomoe.ops import concatenate, with_dot_products
 
 torch.fx.wrap("with_dot_products")
 
@@ -36,6 +37,9 @@ class TwoStreamConfig:
         dot_products (bool): both streams also read the dot products of all pairs of features, as
             TorchRec's ``InteractionArch`` takes them: (F + 1) F / 2 more inputs, which a ReLU layer
             would need far more units to approximate [R]; and zeros, to a multiple of 8 inputs.
+
+    Raises:
+        ValueError: a value is of another type or out of range; the message names its field.
     """
 
     __pydantic_config__ = STRICT
@@ -47,6 +51,17 @@ class TwoStreamConfig:
     batch_norm: bool = False
     dropout: float = 0.0
     dot_products: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch_norm", "dot_products"):
+            check_type(name, getattr(self, name), bool)
+        for name in ("expert_width", "plain_width", "num_heads"):
+            check_whole(name, getattr(self, name), at_least=1)
+        for name in ("fusion_scale", "dropout"):
+            check_type(name, getattr(self, name), Real)
+        _check_fusion(self.expert_width, self.plain_width, self.num_heads, self.fusion_scale)
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
 class BilinearFusion(nn.Module):
@@ -84,17 +99,7 @@ class BilinearFusion(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if (
-            min(num_heads, x_features, y_features) < 1
-            or x_features % num_heads
-            or y_features % num_heads
-        ):
-            raise ValueError(
-                f"num_heads must divide the widths of both streams, {x_features} and "
-                f"{y_features}; got {num_heads}"
-            )
-        if not math.isfinite(scale):
-            raise ValueError(f"fusion_scale must be a finite number, got {scale}")
+        _check_fusion(x_features, y_features, num_heads, scale)
         self.num_heads = num_heads
         self.scale = scale
         shape = (num_heads, x_features // num_heads, y_features // num_heads)
@@ -147,8 +152,7 @@ class HiLoMoETwoStreamArch(nn.Module):
         out_features (int): width of the output: both streams and the heads.
 
     Raises:
-        ValueError: there are no features, a stream has none or cannot be cut into so many heads,
-            or the scale of the products is not finite.
+        ValueError: there are no features.
 
     Example:
         >>> streams = TwoStreamConfig(expert_width=32, plain_width=16, num_heads=4)
@@ -176,10 +180,6 @@ class HiLoMoETwoStreamArch(nn.Module):
             self.padding = -d % _ALIGNMENT
             d += self.padding
         wide, plain = streams.expert_width, streams.plain_width
-        if min(wide, plain) < 1:
-            raise ValueError(
-                f"expert_width and plain_width must be at least 1, got {wide}, {plain}"
-            )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.out_features = wide + plain + streams.num_heads
         self.routed_stream = nn.Sequential(
@@ -205,11 +205,23 @@ class HiLoMoETwoStreamArch(nn.Module):
         if self.dot_products:
             combined = with_dot_products(dense_features, sparse_features, self.padding)
         else:
-            # Flattened last: else a part of a split is exported for two samples and more only.
-            features = torch.cat((dense_features.unsqueeze(1), sparse_features), dim=1)
-            combined = features.flatten(1)  # [B, (F+1)D]
+            combined = concatenate(dense_features, sparse_features)
         x, y = self.routed_stream(combined), self.plain_stream(combined)
         return torch.cat((x, y, self.fusion(x, y)), dim=1)
+
+
+def _check_fusion(x_features: int, y_features: int, num_heads: int, scale: float) -> None:
+    if (
+        min(num_heads, x_features, y_features) < 1
+        or x_features % num_heads
+        or y_features % num_heads
+    ):
+        raise ValueError(
+            f"num_heads must divide the widths of both streams, {x_features} and {y_features}; "
+            f"got {num_heads}"
+        )
+    if not math.isfinite(scale):
+        raise ValueError(f"fusion_scale must be a finite number, got {scale}")
 
 
 def _activation(width: int, streams: TwoStreamConfig, **factory: Any) -> list[nn.Module]:

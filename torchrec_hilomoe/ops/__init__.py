@@ -1,6 +1,10 @@
 """The mathematics of HiLoMoE as pure functions of tensors."""
 
-from torchrec_hilomoe.ops.dot_products import pairwise_dot_products, with_dot_products
+from torchrec_hilomoe.ops.dot_products import (
+    concatenate,
+    pairwise_dot_products,
+    with_dot_products,
+)
 from torchrec_hilomoe.ops.gather import gathered_experts_linear, gathering_is_cheaper
 from torchrec_hilomoe.ops.linear import (
     building_is_cheaper,
@@ -27,6 +31,7 @@ __all__ = [
     "RouterWeights",
     "building_is_cheaper",
     "built_weight_linear",
+    "concatenate",
     "gathered_experts_linear",
     "gathering_is_cheaper",
     "gram_matrix",

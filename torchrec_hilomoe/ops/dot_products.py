@@ -44,6 +44,20 @@ def with_dot_products(dense_features: Tensor, sparse_features: Tensor, padding: 
         return execution(dense_features, sparse_features, padding)
 
 
+def concatenate(dense_features: Tensor, sparse_features: Tensor) -> Tensor:
+    """The features of a sample one after the other.
+
+    Args:
+        dense_features (Tensor): ``[B, D]``.
+        sparse_features (Tensor): ``[B, F, D]``.
+
+    Returns:
+        Tensor: ``[B, (F + 1) D]``.
+    """
+    # Not flattened first: torch.export would then take two samples and more only.
+    return torch.cat((dense_features.unsqueeze(1), sparse_features), dim=1).flatten(1)
+
+
 def pairwise_dot_products(features: Tensor) -> Tensor:
     """The dot product of each pair of features, once.
 

@@ -9,8 +9,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from torchrec_hilomoe.config import STRICT
-from torchrec_hilomoe.modules import AuxiliaryLossConfig
-from torchrec_hilomoe.modules import Part as DensePart
+from torchrec_hilomoe.modules import AuxiliaryLossConfig, DensePart
 
 Part = Literal["tables", DensePart]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -101,11 +101,11 @@ class NonFiniteGuard:
         path = self._folder / f"batch-{self._progress.step:08d}-rank{dist.get_rank()}.pt"
         sparse = batch.sparse_features
         content = {
-            "dense_features": batch.dense_features,
-            "labels": batch.labels,
+            "dense_features": batch.dense_features.cpu(),
+            "labels": batch.labels.cpu(),
             "keys": sparse.keys(),
-            "values": sparse.values(),
-            "lengths": sparse.lengths(),
+            "values": sparse.values().cpu(),
+            "lengths": sparse.lengths().cpu(),
         }
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -151,7 +151,8 @@ class StageOptimizer:
                 optimizer = _dense_optimizer(parameters, own)
                 self._add(part, optimizer, rate)
                 self._dense.append((part, optimizer))
-                self._l2.append((list(parameters.values()), own.l2))
+                if own.l2:
+                    self._l2.append((list(parameters.values()), own.l2))
                 for name, parameter in parameters.items():
                     (self._sharded if name in sharded else self._replicated).append(parameter)
         self._combined = CombinedOptimizer(self._optimizers)
@@ -219,14 +220,16 @@ class StageOptimizer:
     def step(self) -> None:
         """Adds the L2 gradients, clips, and steps every optimizer."""
         with torch.no_grad():
-            for parameters, l2 in self._l2:
-                if l2:
-                    for parameter in parameters:
-                        if parameter.grad is not None:
-                            parameter.grad.add_(parameter, alpha=l2)
+            self._add_l2_gradients()
             if self._clip is not None:
                 self._clip_gradients(self._clip)
         self._combined.step()
+
+    def _add_l2_gradients(self) -> None:
+        for parameters, l2 in self._l2:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter, alpha=l2)
 
     def _clip_gradients(self, max_norm: float) -> None:
         """Clips by the norm over all ranks; replicated gradients count once."""

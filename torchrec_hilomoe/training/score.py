@@ -141,6 +141,9 @@ def write_predictions(path: Path, predictions: Predictions, positions: Int64Arra
         predictions (Predictions): of all batches. Each rank scored its contiguous share of each
             global batch, so the shares are put together batch by batch.
         positions (Int64Array): from `DataSource.positions`.
+
+    Raises:
+        ConfigError: the file cannot be written.
     """
     shares: list[Any] = [None] * dist.get_world_size()
     dist.gather_object(predictions.batches(), shares if is_main_rank() else None)

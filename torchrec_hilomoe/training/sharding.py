@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import torch
 from torch import distributed as dist
 from torch import nn
+from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -52,10 +52,10 @@ class _Sharder(EmbeddingBagCollectionSharder):
 
     def __init__(self, types: list[ShardingType]) -> None:
         super().__init__()
-        self._types = [type_.value for type_ in types]
+        self.types = [type_.value for type_ in types]
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return self._types
+        return self.types
 
 
 def uses_dense_kernel(sharding: ShardingConfig, tables: TableOptimizerConfig) -> bool:
@@ -175,7 +175,7 @@ def _constraints(
     A table whose rows do not reach every rank is placed whole: FBGEMM's kernels fail at random on
     shards of no rows.
     """
-    by_rows = not {type_.value for type_ in _ROW_TYPES}.isdisjoint(sharder.sharding_types(""))
+    by_rows = not {type_.value for type_ in _ROW_TYPES}.isdisjoint(sharder.types)
     constraints = {}
     for config in configs:
         rows = config.num_embeddings
@@ -211,7 +211,7 @@ def _plan(
         capacity = None if limit is None else int(limit * (1 << 30))
         topology = Topology(
             world_size=world_size,
-            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+            local_world_size=get_local_size(world_size),
             compute_device=device.type,
             hbm_cap=capacity if device.type == "cuda" else None,
             ddr_cap=capacity if device.type == "cpu" else None,

@@ -18,6 +18,8 @@ WEIGHTS = "weights"
 ENCODER = "encoder"
 _MODEL_FILE = "model.json"
 _RUN_FILE = "run.json"
+_OF_MODEL = ("model", "features", "experts")
+_OF_RUN = ("config", "world_size", "progress", "best", "launch")
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def check_description(checkpoint: Path, key: str) -> None:
     Raises:
         ConfigError: there is none.
     """
-    _read(checkpoint, _MODEL_FILE, "model", "features", key=key)
-    _read(checkpoint, _RUN_FILE, "config", "world_size", "progress", key=key)
+    _read(checkpoint, _MODEL_FILE, *_OF_MODEL, key=key)
+    _read(checkpoint, _RUN_FILE, *_OF_RUN, key=key)
 
 
 def read_info(checkpoint: Path) -> CheckpointInfo:
@@ -99,7 +101,7 @@ def read_info(checkpoint: Path) -> CheckpointInfo:
     Raises:
         ConfigError: there is no checkpoint.
     """
-    content = _read(checkpoint, _MODEL_FILE, "model", "features")
+    content = _read(checkpoint, _MODEL_FILE, *_OF_MODEL)
     features = FeatureSpec(
         dense=tuple(content["features"]["dense"]),
         sparse=tuple(SparseFeature(**feature) for feature in content["features"]["sparse"]),
@@ -108,7 +110,7 @@ def read_info(checkpoint: Path) -> CheckpointInfo:
         parse_model_config(content["model"]),
         features,
         checkpoint / ENCODER,
-        content.get("experts", True),
+        content["experts"],
     )
 
 
@@ -134,14 +136,14 @@ def read_run(checkpoint: Path) -> RunInfo:
     Raises:
         ConfigError: there is no checkpoint.
     """
-    content = _read(checkpoint, _RUN_FILE, "config", "world_size", "progress")
+    content = _read(checkpoint, _RUN_FILE, *_OF_RUN)
     progress = parse_config(Progress, content["progress"], f"{checkpoint / _RUN_FILE}: progress")
     return RunInfo(
         content["config"],
         content["world_size"],
         progress,
-        content.get("best", False),
-        content.get("launch", ""),
+        content["best"],
+        content["launch"],
     )
 
 
