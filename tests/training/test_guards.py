@@ -13,9 +13,10 @@ from torchrec_hilomoe.training import (
     TableOptimizerConfig,
     enter_stage,
 )
+from torchrec_hilomoe.training.batch_norms import running_statistics
 from torchrec_hilomoe.training.guards import GuardedPipeline, NonFiniteGuard, warn_if_not_learning
 from torchrec_hilomoe.training.progress import Progress
-from torchrec_hilomoe.training.stages import core_model, statistics
+from torchrec_hilomoe.training.stages import core_model
 
 DENSE = TableOptimizerConfig(name="sgd", kernel="dense", learning_rate=0.1)
 FUSED = TableOptimizerConfig(name="sgd", learning_rate=0.1)
@@ -155,8 +156,8 @@ def test_a_skipped_batch_leaves_batch_norms_as_they_were(make_model, make_batch,
     _train(model, batches, "skip", tmp_path)
     expected = make_model(FUSED, batch_norm=True)
     _train(expected, [batches[0], batches[2]], "skip", tmp_path)
-    for name, value in statistics(expected).items():
-        assert torch.equal(statistics(model)[name], value), name
+    for name, value in running_statistics(expected).items():
+        assert torch.equal(running_statistics(model)[name], value), name
 
 
 def test_a_model_that_does_not_learn_is_warned_about(caplog):

@@ -15,9 +15,10 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_hilomoe.data import CTRBatch
 from torchrec_hilomoe.errors import TrainingError
+from torchrec_hilomoe.training.batch_norms import running_statistics
 from torchrec_hilomoe.training.optimizers import StageOptimizer
 from torchrec_hilomoe.training.progress import Progress
-from torchrec_hilomoe.training.stages import core_model, statistics
+from torchrec_hilomoe.training.stages import core_model
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class GuardedPipeline(TrainPipelineSparseDist[CTRBatch, Any]):
         self._pooled: torch.Tensor | None = None
         self._watched: torch.Tensor | None = None
         self._hook = core_model(model).sparse_arch.register_forward_hook(self._watch_pooled)
-        self._statistics = statistics(model) if guard.skips else {}
+        self._statistics = running_statistics(model) if guard.skips else {}
         self._known_good = {name: value.clone() for name, value in self._statistics.items()}
 
     def detach(self) -> torch.nn.Module:

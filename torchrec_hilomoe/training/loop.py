@@ -14,6 +14,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec_hilomoe.analysis import ExpertUsage
 from torchrec_hilomoe.data import DataSource
 from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.training.batch_norms import average_statistics
 from torchrec_hilomoe.training.checkpoint import RunCheckpoints
 from torchrec_hilomoe.training.config import OptimizerConfig, StageConfig, TrainingConfig
 from torchrec_hilomoe.training.distributed import is_main_rank
@@ -30,7 +31,6 @@ from torchrec_hilomoe.training.progress import Progress
 from torchrec_hilomoe.training.recorder import Recorder
 from torchrec_hilomoe.training.schedule import LearningRateSchedule
 from torchrec_hilomoe.training.stages import (
-    average_statistics,
     core_model,
     enter_stage,
     runnable_stages,

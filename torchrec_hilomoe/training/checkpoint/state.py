@@ -12,6 +12,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from torchrec_hilomoe.errors import CheckpointError
 from torchrec_hilomoe.modules import set_experts_enabled
+from torchrec_hilomoe.training.batch_norms import running_statistics
 from torchrec_hilomoe.training.checkpoint.description import WEIGHTS, read_info
 from torchrec_hilomoe.training.checkpoint.safe_load import (
     first_failure,
@@ -20,7 +21,6 @@ from torchrec_hilomoe.training.checkpoint.safe_load import (
 )
 from torchrec_hilomoe.training.distributed import agree
 from torchrec_hilomoe.training.optimizers import StageOptimizer, fused_modules
-from torchrec_hilomoe.training.stages import statistics
 
 
 def save_tensors(
@@ -36,7 +36,7 @@ def save_tensors(
     Raises:
         CheckpointError: a rank could not write; raised on every rank.
     """
-    state = _weights_and_tables(model)
+    state = _weights_and_fused_state(model)
     state |= _state_of_rank(model)
     if optimizer is not None:
         state["dense"] = optimizer.dense_state()
@@ -83,7 +83,7 @@ def load_training(
         CheckpointError: a tensor is missing or does not fit; raised on every rank.
     """
     saved = read_metadata(weights).state_dict_metadata
-    state = _weights_and_tables(model) | {"fused_iteration": torch.tensor(0)}
+    state = _weights_and_fused_state(model) | {"fused_iteration": torch.tensor(0)}
     state["dense"] = optimizer.init_state(
         lambda part, parameter: any(k.startswith(f"dense.{part}.{parameter}.") for k in saved)
     )
@@ -107,7 +107,7 @@ def load_training(
         _set_state_of_rank(own, model)
 
 
-def _weights_and_tables(model: DistributedModelParallel) -> dict[str, Any]:
+def _weights_and_fused_state(model: DistributedModelParallel) -> dict[str, Any]:
     return {"model": model.state_dict(), "fused": model.fused_optimizer.state_dict()}
 
 
@@ -122,7 +122,10 @@ def _state_of_rank(model: DistributedModelParallel) -> dict[str, Any]:
     random = {"cpu": torch.get_rng_state()}
     if "cuda" in _devices(model):
         random["cuda"] = torch.cuda.get_rng_state(model.device)
-    own = {"random": random, "statistics": {k: v.clone() for k, v in statistics(model).items()}}
+    own = {
+        "random": random,
+        "statistics": {k: v.clone() for k, v in running_statistics(model).items()},
+    }
     return {"rank": {str(dist.get_rank()): own}}
 
 
@@ -135,5 +138,5 @@ def _set_state_of_rank(state: dict[str, Any], model: DistributedModelParallel) -
     torch.set_rng_state(own["random"]["cpu"])
     if "cuda" in _devices(model):
         torch.cuda.set_rng_state(own["random"]["cuda"], model.device)
-    for name, value in statistics(model).items():
+    for name, value in running_statistics(model).items():
         value.copy_(own["statistics"][name])
