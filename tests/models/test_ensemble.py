@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -91,6 +92,26 @@ def test_members_learn_as_they_would_alone(tables, make_features):
         torch.testing.assert_close(got.grad, expected.grad, msg=name)
     torch.testing.assert_close(output.loss, bce(output.logits, LABELS))
     assert loss - output.auxiliary > output.loss
+
+
+def test_the_gradient_passes_through_what_the_model_returned(tables, make_features):
+    """DDP with a static graph, as TorchRec's DMP has it, averages nothing without."""
+    model, passed = _build("dlrm", tables), []
+    logits = model(torch.rand(6, NUM_DENSE), make_features())
+    logits.register_hook(passed.append)
+    TaskLoss(model)(logits.squeeze(1), LABELS)[1].backward()
+    assert len(passed) == 1
+    assert not passed[0].any()
+
+
+def test_members_logits_without_a_gradient_are_refused(tables, make_features):
+    model = _build("dlrm", tables)
+    run = functools.partial(model, torch.rand(6, NUM_DENSE), make_features())
+    logits = run().squeeze(1)
+    with torch.no_grad():  # as reentrant activation checkpointing runs the over arch
+        run()
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        TaskLoss(model)(logits, LABELS)
 
 
 def test_evaluation_minimises_nothing_else(tables, make_features):

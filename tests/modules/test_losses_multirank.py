@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from torchrec_hilomoe.modules import (
@@ -55,6 +57,20 @@ def losses_and_gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in result.items()}
 
 
+def gradients_beside_a_task(model: LossOnly, x: Tensor) -> dict[str, Tensor]:
+    (model.model(x).square().mean() + model.auxiliary_loss().total).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in gradients.items()}
+
+
+def fully_sharded() -> LossOnly:
+    model = LossOnly()
+    for layer in model.model:
+        fully_shard(layer)
+    fully_shard(model.model)
+    return model
+
+
 def global_batch() -> Tensor:
     return torch.randn(BATCH, 12, generator=torch.Generator().manual_seed(1))
 
@@ -82,6 +98,8 @@ def run_rank(rank: int, folder: Path, first_rows: int) -> None:
     result["of_unequal_parts"] = losses_of_unequal_parts(rank)
     own_groups = [dist.new_group([0]), dist.new_group([1])]
     result["of_own_group"] = torch.stack(LossOnly(own_groups[rank])(rows)).detach()
+    equal_parts = global_batch().chunk(2)
+    result["of_fsdp"] = gradients_beside_a_task(fully_sharded(), equal_parts[rank])
     torch.save(result, folder / f"rank{rank}.pt")
     dist.barrier()
     sys.stdout.flush()
@@ -103,7 +121,9 @@ def test_two_ranks_equal_the_global_batch(tmp_path: Path, first_rows: int) -> No
         torch.testing.assert_close(
             result.pop("of_own_group"), torch.stack(LossOnly()(rows)).detach()
         )
+    beside_a_task = gradients_beside_a_task(LossOnly(), global_batch())
     for actual in results:
+        torch.testing.assert_close(actual.pop("of_fsdp"), beside_a_task, rtol=1e-5, atol=1e-6)
         assert actual.pop("all_reduces") == 1
         # Unused parameters get zeros from DDP and no gradient from autograd.
         for name in actual.keys() - expected.keys():

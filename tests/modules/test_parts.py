@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from torchrec_hilomoe.modules import (
     AuxiliaryLoss,
@@ -28,6 +29,20 @@ def test_every_parameter_has_its_part(tied) -> None:
         expected = "experts" if leaf in ("expert_u", "expert_v") else "backbone"
         assert part == ("router" if ".router." in name else expected), name
     assert ("router" in parts.values()) != tied
+
+
+def test_parametrized_and_pruned_experts_stay_experts() -> None:
+    linear = HiLoMoELinear(4, 2, HiLoMoEConfig(num_layers=2, num_experts=3))
+    nn.utils.parametrizations.weight_norm(linear, "expert_v")
+    prune.random_unstructured(linear, "expert_u", 0.5)
+    nn.utils.parametrizations.weight_norm(linear.router.query.projection)
+    parts = parameter_part(linear)
+    assert {name for name, part in parts.items() if part == "backbone"} == {"weight", "bias"}
+    assert {name for name, part in parts.items() if part == "experts"} == {
+        "expert_u_orig",
+        "parametrizations.expert_v.original0",
+        "parametrizations.expert_v.original1",
+    }
 
 
 def test_disabled_experts_make_the_model_dense_and_the_losses_zero() -> None:

@@ -134,6 +134,15 @@ def test_kept_routing_moves_with_the_module() -> None:
     assert router.routing.scores.shape == (0, 3, 4)
 
 
+def test_parameters_may_leave_meta_one_by_one() -> None:
+    """As TorchRec's DMP and ``assign=True`` let them."""
+    with torch.device("meta"):
+        router = HierarchicalRouter(16, HiLoMoEConfig())
+    router.load_state_dict(HierarchicalRouter(16, HiLoMoEConfig()).state_dict(), assign=True)
+    assert router.to("cpu")(torch.randn(5, 16)).scores.device.type == "cpu"
+    assert router.skip().scores.device.type == "cpu"
+
+
 def test_moves_inside_a_model_too() -> None:
     model = nn.Sequential(HierarchicalRouter(12, CONFIG, device=torch.device("meta")))
     model.to_empty(device="cpu")

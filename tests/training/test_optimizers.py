@@ -49,6 +49,21 @@ def _losses(model, optimizer, batches):
     return [pipeline.progress(iterator).loss.item() for _ in batches]
 
 
+def test_rates_hold_from_the_first_step(make_model):
+    model = make_model(TableOptimizerConfig(name="sgd", learning_rate=0.5))
+    scale = {"tables": 0.1, "backbone": 0.01}
+    stage = StageConfig(batches=1, learning_rate_scale=scale)
+    config = OptimizerConfig(tables=TableOptimizerConfig(name="sgd", learning_rate=0.5))
+    optimizer = StageOptimizer(model, config, stage)
+    assert optimizer.learning_rates["tables"] == pytest.approx(0.05)
+    assert optimizer.learning_rates["backbone"] == pytest.approx(
+        config.backbone.learning_rate / 100
+    )
+    optimizer.factor = 0.5
+    optimizer.step()
+    assert optimizer.learning_rates["tables"] == pytest.approx(0.025)
+
+
 @pytest.mark.parametrize("sharding", ["auto", "table_wise", "data_parallel"])
 def test_dense_adam_with_l2_and_clipping(make_model, make_batch, features, sharding):
     tables = TableOptimizerConfig(name="adam", kernel="dense", learning_rate=1e-2, l2=0.1)

@@ -8,8 +8,10 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torchrec.distributed.model_parallel import (
+    DataParallelWrapper,
     DefaultDataParallelWrapper,
     DistributedModelParallel,
 )
@@ -20,7 +22,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from torchrec_hilomoe.errors import ConfigError
-from torchrec_hilomoe.models import DLRM_HiLoMoETrain, TrainOutput
+from torchrec_hilomoe.models import DLRM_HiLoMoETrain, TrainOutput, build_model, parse_model_config
 from torchrec_hilomoe.modules import (
     AuxiliaryLoss,
     AuxiliaryLossConfig,
@@ -229,6 +231,38 @@ def test_stages_keep_the_settings_of_ddp(own_model):
     enter_stage(own_model, WARM_UP)
     assert own_model._dmp_wrapped_module is not wrapped
     assert settings() == expected
+
+
+class _FullyShardedWrapper(DataParallelWrapper):
+    def wrap(self, dmp, env, device):
+        fully_shard(dmp.module.model.inter_arch)
+
+
+def test_a_stage_that_would_wrap_fsdp_anew_is_refused(make_model):
+    model = make_model()
+    model._data_parallel_wrapper = _FullyShardedWrapper()
+    enter_stage(model, WARM_UP)  # which wraps by it
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    enter_stage(model, WARM_UP)
+    with pytest.raises(ConfigError, match="under FSDP"):
+        enter_stage(model, JOINT)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+    assert not experts_enabled(model)
+
+
+def test_stages_are_of_a_distributed_model_parallel(make_model):
+    with pytest.raises(TypeError, match="must be a DistributedModelParallel, got DLRM_HiLoMoETr"):
+        enter_stage(make_model().module, WARM_UP)
+
+
+def test_a_dense_part_on_meta_is_materialised_by_torchrec(device, features, make_batch):
+    meta = torch.device("meta")
+    config = parse_model_config({"name": "hilomoe", "embedding_dim": 8, "num_experts": 4})
+    model = DLRM_HiLoMoETrain(build_model(config, make_tables(features, 8), 2, meta))
+    apply_optimizer_in_backward(torch.optim.SGD, model.model.sparse_arch.parameters(), {"lr": 0.1})
+    sharded = DistributedModelParallel(model, device=device)
+    enter_stage(sharded, WARM_UP)
+    assert sharded(make_batch())[0].isfinite()
 
 
 def test_first_step_of_specialise_moves_only_u_by_the_task_loss(make_model, make_batch):

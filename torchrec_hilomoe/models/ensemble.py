@@ -141,15 +141,23 @@ class TaskLoss(nn.Module):
             tuple[torch.Tensor, torch.Tensor]: the task loss (mean over samples), and the loss to
             minimise: in training mode, for an ensemble, the sum of the members' task losses; where
             its over arch is in evaluation mode, the task loss.
+
+        Raises:
+            RuntimeError: the logits have a gradient and those of the members have none.
         """
         task = F.binary_cross_entropy_with_logits(logits, labels)
         ensembles = [ensemble for ensemble in self._ensembles if ensemble.training]
         if not (self.training and ensembles):
             return task, task
-        return task, torch.stack(
-            [
-                F.binary_cross_entropy_with_logits(member, labels)
-                for ensemble in ensembles
-                for member in ensemble.member_logits.unbind(dim=1)
-            ]
-        ).sum()
+        if logits.requires_grad and not all(e.member_logits.requires_grad for e in ensembles):
+            raise RuntimeError(
+                "the members' logits have no gradient: under activation checkpointing use "
+                "use_reentrant=False, and run nothing else in training mode before the loss"
+            )
+        members = [
+            F.binary_cross_entropy_with_logits(member, labels)
+            for ensemble in ensembles
+            for member in ensemble.member_logits.unbind(dim=1)
+        ]
+        # Nothing but a way to what the model returned: DDP with a static graph waits for it.
+        return task, 0.0 * task + torch.stack(members).sum()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from torchrec_hilomoe.config import STRICT
@@ -157,8 +158,12 @@ class AuxiliaryLoss(nn.Module):
     that own the routers as well. Set the mode of the whole model at once, this module with it. A
     layer that runs twice in one forward counts with its last run. One that a forward leaves out
     still has the routing of its run before: call ``skip()`` of its router instead of the layer.
-    One under reentrant activation checkpointing has no gradient of these losses: use
-    ``use_reentrant=False``.
+    One whose last run was without gradients, as under reentrant activation checkpointing, has no
+    gradient of these losses: use ``use_reentrant=False``.
+
+    A collective: every rank has to call it equally often, also under DDP's ``join()``, which it
+    does not know. With tied keys, FSDP2's ``fully_shard`` takes whole MLPs and cross nets, not
+    single linears of them.
 
     Args:
         model (nn.Module): its routers and experts are found once, here. They stay the model's
@@ -212,7 +217,8 @@ class AuxiliaryLoss(nn.Module):
             squared_lse = torch.stack([m.squared_lse.sum() for m in means]).sum()
         experts = [linear.expert_v for linear in self._linears if linear.experts_enabled]
         if self.training and experts and self.config.diversity:
-            diversity = torch.stack([expert_diversity_loss(v) for v in experts]).sum()
+            whole = [v.full_tensor() if isinstance(v, DTensor) else v for v in experts]  # of FSDP2
+            diversity = torch.stack([expert_diversity_loss(v) for v in whole]).sum()
         total = (
             self.config.load_balance * load_balance
             + self.config.z_loss * squared_lse
@@ -242,7 +248,11 @@ def _batch_means(
     sums = [
         _batch_sums(routing, top_k, wanted) for routing, top_k in zip(routings, top_ks, strict=True)
     ]
-    totals = _sum_over_ranks(torch.cat(sums), group).split([s.numel() for s in sums])
+    # Routers that have not run may be on CPU.
+    device = next((s.device for s in sums if s.device.type != "cpu"), sums[0].device)
+    totals = _sum_over_ranks(torch.cat([s.to(device) for s in sums]), group).split(
+        [s.numel() for s in sums]
+    )
     means = []
     for routing, total in zip(routings, totals, strict=True):
         num_layers, num_experts = routing.scores.shape[1:]

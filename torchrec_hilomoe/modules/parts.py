@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from torch import nn
 
 from torchrec_hilomoe.modules.linear import RoutedLinear
 from torchrec_hilomoe.modules.router import HierarchicalRouter
+
+# By name: parametrized or pruned, U and V are made of parameters named after them.
+_EXPERT = re.compile(r"(^|\.)expert_[uv](_orig)?($|\.)").search
 
 DensePart = Literal["backbone", "experts", "router"]
 
@@ -42,7 +46,8 @@ def parameter_part(model: nn.Module) -> dict[str, DensePart]:
         if isinstance(module, HierarchicalRouter):
             parts.update((id(parameter), "router") for parameter in module.parameters())
         elif isinstance(module, RoutedLinear):
-            parts[id(module.expert_u)] = parts[id(module.expert_v)] = "experts"
+            own = module.named_parameters()
+            parts.update((id(parameter), "experts") for name, parameter in own if _EXPERT(name))
     return {
         name: parts.get(id(parameter), "backbone") for name, parameter in model.named_parameters()
     }

@@ -92,6 +92,8 @@ class HierarchicalRouter(nn.Module):
         self.query = nn.Sequential(query)
         self.register_parameter("keys", keys)
         no_samples = torch.zeros((0, config.num_layers, config.num_experts), device=device)
+        if no_samples.is_meta:  # which parameters may leave one by one, without a call of _apply()
+            no_samples = torch.zeros(no_samples.shape, device="cpu")
         self.routing = Routing(no_samples, no_samples)
         self.reset_parameters()
 

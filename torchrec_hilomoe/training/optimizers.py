@@ -113,7 +113,8 @@ class StageOptimizer:
         ConfigError: tables are to have L2, and some have a fused kernel, which knows of none.
 
     Attributes:
-        factor (float): the schedule's factor, applied to every rate before the next step.
+        factor (float): the schedule's factor on every rate. Fused tables, which learn in the
+            backward pass, read it in the `zero_grad` or `step` before that.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class StageOptimizer:
                 for name, parameter in parameters.items():
                     (self._sharded if name in sharded else self._replicated).append(parameter)
         self._combined = CombinedOptimizer(self._optimizers)
+        self.zero_grad()  # fused tables learn at once, in a loop that clears gradients last
         # Every rank has to take part, those without a shard too.
         self._needs_shard_norm = "tables" in stage.train and any(
             _is_dense(table) and _is_sharded(table) for table in _plans(model)
@@ -173,14 +175,17 @@ class StageOptimizer:
             for part, optimizer in self._optimizers
         }
 
+    def _set_rates(self) -> None:
+        for group, rate in self._rates:
+            group["lr"] = rate * self.factor
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients and sets the rates; fused optimizers read theirs here.
 
         Args:
             set_to_none (bool): as `torch.optim.Optimizer.zero_grad`.
         """
-        for group, rate in self._rates:
-            group["lr"] = rate * self.factor
+        self._set_rates()
         self._combined.zero_grad(set_to_none)
 
     def dense_state(self) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
@@ -219,6 +224,7 @@ class StageOptimizer:
 
     def step(self) -> None:
         """Adds the L2 gradients, clips, and steps every optimizer."""
+        self._set_rates()
         with torch.no_grad():
             self._add_l2_gradients()
             if self._clip is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -14,7 +16,7 @@ from torchrec.models import dlrm
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import DLRM_HiLoMoETrain, InteractionDLRM, SparseArch
-from torchrec_hilomoe.modules import AuxiliaryLoss, experts_enabled, set_experts_enabled
+from torchrec_hilomoe.modules import AuxiliaryLoss, RoutedLinear, set_experts_enabled
 from torchrec_hilomoe.training.config import StageConfig
 from torchrec_hilomoe.training.optimizers import part_parameters, table_names
 
@@ -40,12 +42,23 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
 
     Raises:
         ConfigError: tables are to be frozen that are not in a `SparseArch`, this library's or
-            TorchRec's own. The model is as it was.
+            TorchRec's own, or something else is to learn in a dense part under FSDP. The model is
+            as it was.
+        TypeError: the model is no `DistributedModelParallel`.
     """
+    if not isinstance(model, DistributedModelParallel):
+        raise TypeError(f"model must be a DistributedModelParallel, got {type(model).__name__}")
     inner, freezes = model.module, "tables" not in stage.train
     if freezes:
         _check_freezable(inner)
-    before = _what_learns(model)
+    learns = _what_is_to_learn(inner, stage)
+    changes = any(p.requires_grad != value for p, value in learns.items()) or any(
+        linear.experts_enabled != stage.experts
+        for linear in inner.modules()
+        if isinstance(linear, RoutedLinear)
+    )
+    if changes:
+        _check_rewrappable(model, learns)
     set_experts_enabled(inner, stage.experts)
     for module in inner.modules():
         if isinstance(module, AuxiliaryLoss):
@@ -54,15 +67,22 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
             module.__class__ = SparseArch  # the same, with a switch
         if isinstance(module, SparseArch):
             module.frozen = freezes
-    frozen = _frozen_by_owner(inner)
-    for part, parameters in part_parameters(inner).items():
-        if part != "tables":
-            learns = part in stage.train and _takes_part(part, stage)
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(learns and name not in frozen)
+    for parameter, value in learns.items():
+        parameter.requires_grad_(value)
     set_train_mode(model, stage)
-    if _what_learns(model) != before:
+    if changes:
         _rewrap(model)
+
+
+def _what_is_to_learn(model: nn.Module, stage: StageConfig) -> dict[nn.Parameter, bool]:
+    """Whether a gradient is wanted of each dense parameter."""
+    frozen = _frozen_by_owner(model)
+    return {
+        parameter: part in stage.train and _takes_part(part, stage) and name not in frozen
+        for part, parameters in part_parameters(model).items()
+        if part != "tables"
+        for name, parameter in parameters.items()
+    }
 
 
 def _frozen_by_owner(model: nn.Module) -> set[str]:
@@ -86,10 +106,15 @@ def _check_freezable(model: nn.Module) -> None:
         )
 
 
-def _what_learns(model: DistributedModelParallel) -> dict[str, bool]:
-    """Parameters that get a gradient, by name, and whether experts take part."""
-    learns = {name: p.requires_grad for name, p in model.named_parameters()}
-    return learns | {"experts": experts_enabled(model)}
+def _check_rewrappable(model: DistributedModelParallel, dense: Iterable[nn.Parameter]) -> None:
+    if isinstance(model._dmp_wrapped_module, FullyShardedDataParallel) or any(
+        isinstance(parameter, DTensor) for parameter in dense
+    ):
+        raise ConfigError(
+            "train: a stage in which something else learns wraps the dense part anew, and one "
+            "under FSDP cannot be; take TorchRec's DefaultDataParallelWrapper, or let all stages "
+            "train the same parts, with experts"
+        )
 
 
 def _takes_part(part: str, stage: StageConfig) -> bool:
