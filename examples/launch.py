@@ -59,7 +59,11 @@ def launch(
     logging.getLogger().addFilter(lambda record: "Sharding spec not found" not in str(record.msg))
     sys.path.insert(0, os.getcwd())  # for plugins
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and the message is printed here
-    init_process_group()
+    try:
+        init_process_group()
+    except HiLoMoEError as error:  # another rank is not there
+        print(f"error on rank {os.environ.get('RANK', 0)}: {error}", file=sys.stderr)
+        shutdown(1)
     # Time and chance: two launches may begin within a second.
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(3)}"
     name = once_per_launch("output_name", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -35,4 +36,16 @@ def explain(error: Exception, conf: Path) -> str:
             if value == "null" and options:
                 none = ", or ~tuned for none" if group == "tuned" else ""
                 return f"{group}=null: expected one of {', '.join(options)}{none}"
+    absent = _group_of_no_choice(str(error))
+    if absent and (conf / absent).is_dir():
+        return (
+            f"{absent}: cannot be chosen here; an evaluation takes data and model as its checkpoint "
+            "has them, and files by data.test=FILE"
+        )
     return str(error).split("\nTo append to your config")[0]
+
+
+def _group_of_no_choice(message: str) -> str | None:
+    """The group that Hydra knows of, but that the script's configuration does not have."""
+    found = re.search(r"Could not override '([^'@]+)'.*No match in the defaults list", message)
+    return found and found[1]

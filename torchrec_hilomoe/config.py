@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -53,6 +53,27 @@ def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
     except ValidationError as error:
         problems = [_describe(cls, problem, prefix) for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from None
+
+
+def flat_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings by their dotted keys.
+
+    Args:
+        values (Mapping[str, Any]): such as a configuration.
+        prefix (str): stands before every key.
+
+    Yields:
+        tuple[str, Any]: key and value.
+
+    Example:
+        >>> dict(flat_keys({"seed": 1, "data": {"batch_size": 512}}))
+        {'seed': 1, 'data.batch_size': 512}
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def unknown_key(path: str, known: Sequence[str], where: str = "") -> str:

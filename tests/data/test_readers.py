@@ -135,6 +135,22 @@ def test_missing_columns_are_named_with_those_that_exist(tmp_path: Path) -> None
         read(tmp_path / "a.parquet")
 
 
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("label;user;item\n1;u;i\n", r"Is the delimiter another one\? Then set data\.delimiter\."),
+        ("1,u,i\n0,v,i\n", r"A file without a header line needs data\.column_names\."),
+    ],
+)
+def test_what_explains_that_no_column_is_found_is_named(tmp_path: Path, text: str, advice) -> None:
+    with pytest.raises(DataError, match=advice):
+        read(write(tmp_path / "a.csv", text))
+    pq.write_table(pa.table({"a;b": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.parquet")
+    assert "data.delimiter" not in str(caught.value)
+
+
 def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "label,user,user\n1,u,i\n")
     with pytest.raises(DataError, match=r"a\.csv: more than one column is named 'user'"):

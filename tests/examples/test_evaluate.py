@@ -41,6 +41,12 @@ def trained(launch, write_clicks, tmp_path_factory):
     return run.result, files["test"], folder / "out" / "checkpoints" / "best"
 
 
+def test_what_the_checkpoint_brings_cannot_be_chosen(launch):
+    run = launch("checkpoint=x", "data=frappe", script="evaluate")
+    assert "data: cannot be chosen here" in run.stderr
+    assert "data.test=FILE" in run.stderr
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_scores_a_raw_file(trained, launch, tmp_path, ranks):
     trained_result, test, checkpoint = trained

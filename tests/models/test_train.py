@@ -25,6 +25,11 @@ def test_dense_features_are_none_or_some(collection):
         DLRM_HiLoMoE(collection, -3, [8], [1], STREAMS, HiLoMoEConfig())
 
 
+def test_the_over_arch_ends_in_one_logit(collection):
+    with pytest.raises(ValueError, match=r"over_arch_layer_sizes must end in 1, got \[4\]"):
+        DLRM_HiLoMoE(collection, 5, [8], [4], STREAMS, HiLoMoEConfig())
+
+
 def test_loss_is_task_plus_auxiliary(collection, make_features):
     model = DLRM_HiLoMoE(collection, 5, [8], [1], STREAMS, HiLoMoEConfig(num_experts=4))
     batch = Batch(torch.rand(6, 5), make_features(), LABELS)

@@ -8,6 +8,7 @@ from torchrec_hilomoe.modules import (
     HierarchicalRouter,
     HiLoMoEConfig,
     HiLoMoELinear,
+    HiLoMoEMLP,
     RoutedLinear,
     Routing,
     shared_routing,
@@ -228,3 +229,11 @@ def test_many_experts_compile_without_graph_break() -> None:
     linear.compile(fullgraph=True, backend="aot_eager")
     actual = torch.autograd.grad(linear(x).square().sum(), list(linear.parameters()))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(0, 8), (16, 0), (16, -8), (16, 2.5)])
+def test_sizes_are_whole_and_at_least_1(sizes) -> None:
+    with pytest.raises(ValueError, match="(in|out)_features must be"):
+        HiLoMoELinear(*sizes, HiLoMoEConfig())
+    with pytest.raises(ValueError, match="(in|out)_features must be"):
+        HiLoMoEMLP(sizes[0], [sizes[1]], HiLoMoEConfig())

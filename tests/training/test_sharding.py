@@ -17,6 +17,7 @@ from torchrec_hilomoe.training import (
     TableOptimizerConfig,
     init_tables,
     shard_model,
+    sharding,
 )
 
 
@@ -101,3 +102,14 @@ def test_the_dense_kernel_has_the_gradients_of_torch(device):
     (bags * weights).sum().backward()
     torch.testing.assert_close(pooled, bags)
     torch.testing.assert_close(table.grad, expected.grad)
+
+
+def test_tables_that_no_memory_holds_are_named(device, monkeypatch):
+    def full(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 640 bytes")
+
+    monkeypatch.setattr(sharding, "DistributedModelParallel", full)
+    config = EmbeddingBagConfig(name="a", embedding_dim=4, num_embeddings=9, feature_names=["f"])
+    model = nn.ModuleDict({"e": EmbeddingBagCollection([config], device=torch.device("meta"))})
+    with pytest.raises(ConfigError, match=r"rank 0 has no memory .* largest table is a, 9 x 4 "):
+        shard_model(model, ShardingConfig(), TableOptimizerConfig(), device)

@@ -220,6 +220,7 @@ def _prepared(encoder: Encoder, encoded: Mapping[str, EncodedSplit], root: Path)
         bayes_auc={},
         cache=root,
         gaps={split: part.gaps for split, part in encoded.items()},
+        keys={split: part.key for split, part in encoded.items()},
     )
 
 

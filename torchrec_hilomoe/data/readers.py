@@ -33,6 +33,7 @@ _CSV_BLOCK_BYTES = 1 << 21
 _CHUNK_BYTES = 1 << 25
 _CHUNK_ROWS = 1 << 17
 _PARQUET_BUFFER_BYTES = 1 << 20
+_DELIMITERS = frozenset(",;|\t")
 _QUOTE_HINT = "is a quote not closed? If quotes mean nothing in this file, set data.quote_char=null"
 _UTF8_HINT = "write the file as UTF-8, or leave the column (#0 is the first) out of data.schema"
 
@@ -116,7 +117,7 @@ def _read_csv(
     advance: Callable[[int], object],
 ) -> Iterator[RawChunk]:
     header = read_header(path, raw_format)
-    _check_columns(path, header.names, columns)
+    _check_columns(path, header.names, columns, has_header=header.lines > 0)
     if not header.has_more:  # Arrow would fail to skip a header without a line end
         advance(path.stat().st_size)
         return
@@ -246,7 +247,9 @@ def _read_parquet(
             done = size * rows // total
 
 
-def _check_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
+def _check_columns(
+    path: Path, names: Sequence[str], wanted: Sequence[str], has_header: bool = False
+) -> None:
     """Raises unless every wanted column is there exactly once."""
     missing = [name for name in wanted if name not in names]
     if missing:
@@ -254,6 +257,10 @@ def _check_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> N
         hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
         if any("\N{REPLACEMENT CHARACTER}" in name for name in names):
             hint += " Its header is not UTF-8 text."
+        if has_header and len(names) == 1 and not _DELIMITERS.isdisjoint(names[0]):
+            hint += " Is the delimiter another one? Then set data.delimiter."
+        elif has_header and len(missing) == len(wanted):
+            hint += " A file without a header line needs data.column_names."
         raise DataError(
             f"{path}: no column {', '.join(map(repr, missing))}; it has "
             f"{', '.join(map(repr, names))}.{hint} Correct data.schema or the file"

@@ -52,6 +52,8 @@ class PreparedData:
         cache (Path): the folder of encoded and generated data.
         gaps (Mapping[str, Int64Array]): the data rows that were left out, by split, over all files;
             none of a split that is not named.
+        keys (Mapping[str, str]): identify the encoded rows by content, by split; none of a split
+            that is not encoded here.
     """
 
     encoder: Encoder
@@ -60,6 +62,7 @@ class PreparedData:
     bayes_auc: Mapping[str, float]
     cache: Path
     gaps: Mapping[str, Int64Array] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 class DataSource:
@@ -108,6 +111,15 @@ class DataSource:
             if self.has_split("train")
             else 0,
             "cache": str(self._prepared.cache),
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Tells these data from others by content: vocabularies, rows, keys of encoded splits."""
+        return {
+            "vocabularies": self.encoder.digest(),
+            "rows": self.report["rows"],
+            "content": dict(self._prepared.keys),
         }
 
     def has_split(self, split: str) -> bool:

@@ -103,11 +103,13 @@ class EncodedSplit:
         skipped (dict[str, int]): rows left out, by reason.
         gaps (Int64Array): the 0-based data rows, over all files, that were left out before the last
             one that is there; ascending.
+        key (str): identifies encoder and rows by content.
     """
 
     store: ArrowStore
     skipped: dict[str, int]
     gaps: Int64Array
+    key: str
 
 
 def find_raw_files(config: DataConfig, split: str) -> RawFiles:
@@ -194,7 +196,8 @@ def encode_cached(
     key = key_of(_GAPS_FILE, encoder.digest(), files.key(root), files.labelled)
     folder = build_once(root / "rows" / key, build)
     skipped = json.loads((folder / _REPORT_FILE).read_text())
-    return EncodedSplit(ArrowStore(folder / _ROWS_FILE), skipped, np.load(folder / _GAPS_FILE))
+    gaps = np.load(folder / _GAPS_FILE)
+    return EncodedSplit(ArrowStore(folder / _ROWS_FILE), skipped, gaps, key)
 
 
 def _listed(skipped: dict[str, int]) -> str:

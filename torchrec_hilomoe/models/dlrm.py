@@ -118,7 +118,7 @@ class DLRM_HiLoMoE(InteractionDLRM):  # noqa: N801 (named as torchrec's DLRM_DCN
 
     Raises:
         ValueError: there is no table, their dimensions differ, ``dense_in_features`` is negative,
-            the dense arch does not end in D, or the streams cannot be cut into their heads.
+            the dense arch does not end in D, or the over arch not in 1.
 
     Example:
         >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -171,5 +171,9 @@ class DLRM_HiLoMoE(InteractionDLRM):  # noqa: N801 (named as torchrec's DLRM_DCN
             hilomoe,
             device=dense_device,
         )
+        if not over_arch_layer_sizes or over_arch_layer_sizes[-1] != 1:
+            raise ValueError(
+                f"over_arch_layer_sizes must end in 1, got {list(over_arch_layer_sizes)}"
+            )
         over_arch = OverArch(inter_arch.out_features, over_arch_layer_sizes, device=dense_device)
         super().__init__(embedding_bag_collection, dense_arch, inter_arch, over_arch)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from torchrec_hilomoe.modules.checks import check_whole
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.modules.router import HierarchicalRouter, Routing, has_hooks
 from torchrec_hilomoe.ops import (
@@ -40,6 +41,9 @@ class RoutedLinear(nn.Module):
     Attributes:
         experts_enabled (bool): False leaves the experts out, at the cost of ``nn.Linear``.
 
+    Raises:
+        ValueError: there are no features in or out.
+
     Example:
         >>> config = HiLoMoEConfig(num_layers=3, num_experts=4)
         >>> router, linear = HierarchicalRouter(16, config), RoutedLinear(16, 8, config)
@@ -57,6 +61,8 @@ class RoutedLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_whole("in_features", in_features, at_least=1)
+        check_whole("out_features", out_features, at_least=1)
         self.in_features = in_features
         self.out_features = out_features
         self.top_k = config.top_k

@@ -24,7 +24,7 @@ class HiLoMoEMLP(nn.Module):
         dtype (torch.dtype | None): dtype of the parameters.
 
     Raises:
-        ValueError: ``layer_sizes`` is empty.
+        ValueError: ``layer_sizes`` is empty, or a size is below 1.
 
     Example:
         >>> mlp = HiLoMoEMLP(16, [32, 8], HiLoMoEConfig(num_layers=3, num_experts=4))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from torchrec_hilomoe.modules.checks import check_whole
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.ops import (
     RouterWeights,
@@ -61,6 +62,9 @@ class HierarchicalRouter(nn.Module):
         device (torch.device | None): default compute device.
         dtype (torch.dtype | None): dtype of the parameters.
 
+    Raises:
+        ValueError: there are no features.
+
     Example:
         >>> router = HierarchicalRouter(16, HiLoMoEConfig(num_layers=3, num_experts=4))
         >>> routing = router(torch.randn(5, 16))
@@ -78,6 +82,7 @@ class HierarchicalRouter(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_whole("in_features", in_features, at_least=1)
         self.in_features = in_features
         self.config = config
         query: OrderedDict[str, nn.Module] = OrderedDict()

@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 import torch
 from torch import distributed as dist
 
-from torchrec_hilomoe.errors import HiLoMoEError
+from torchrec_hilomoe.errors import HiLoMoEError, TrainingError
 
 T = TypeVar("T")
 
@@ -32,6 +32,9 @@ def init_process_group() -> torch.device:
 
     Returns:
         torch.device: this rank's device.
+
+    Raises:
+        TrainingError: another rank of the launch did not start.
     """
     use_cuda = torch.cuda.is_available()
     device = torch.device("cpu")
@@ -71,8 +74,14 @@ def _store_of_attempt(shared: dist.TCPStore, rank: int, world_size: int) -> dist
     """
     if rank == 0:
         attempt = uuid.uuid4().hex
+        deadline = time.monotonic() + dist.default_pg_timeout.total_seconds()
         for other in range(1, world_size):
             while not shared.check([f"{attempt}/{other}"]):
+                if time.monotonic() > deadline:
+                    raise TrainingError(
+                        f"rank {other} of {world_size} did not start within "
+                        f"{dist.default_pg_timeout}; see what its host says"
+                    )
                 if shared.check([f"hello/{other}"]):
                     shared.set(f"welcome/{shared.get(f'hello/{other}').decode()}", attempt)
                 time.sleep(_POLL_SECONDS)

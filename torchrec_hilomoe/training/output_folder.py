@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from torch import distributed as dist
 
 from torchrec_hilomoe.errors import ConfigError
-from torchrec_hilomoe.training.distributed import agree, is_main_rank
+from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank
 
 logger = logging.getLogger(__name__)
 
 # Data workers of a process that was killed end some seconds after it, and hold the lock until then.
 _PATIENCE = 15.0
+_POLL_SECONDS = 0.1
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -31,7 +35,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         folder (Path): is made; has the lock in ``.lock``. Every rank calls it.
 
     Raises:
-        ConfigError: another launch holds the folder, or it cannot be written to; on every rank.
+        ConfigError: another launch holds the folder, it cannot be written to, or another host does
+            not see it; on every rank.
     """
     # A marker instead of a lock would outlive a process that is killed.
     lock = FileLock(folder / ".lock", fallback_to_soft=False)
@@ -55,6 +60,37 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     agree(acquire)
     try:
+        if dist.get_world_size() > 1:
+            _check_shared(folder)
         yield
     finally:
         lock.release()
+
+
+def _check_shared(folder: Path) -> None:
+    """Every rank writes its part of a checkpoint there."""
+    token = folder / f".{broadcast(uuid.uuid4().hex)}"
+
+    def write() -> None:
+        if is_main_rank():
+            try:
+                token.touch()
+            except OSError as error:
+                raise ConfigError(f"output_dir: cannot write {folder}: {error}") from None
+
+    def look() -> None:
+        deadline = time.monotonic() + _PATIENCE  # network file systems may show files late
+        while not token.exists():
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"output_dir must be in a folder that all hosts share: rank {dist.get_rank()} "
+                    f"does not see in {folder} what rank 0 wrote there"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    agree(write)
+    try:
+        agree(look)
+    finally:
+        if is_main_rank():
+            token.unlink(missing_ok=True)

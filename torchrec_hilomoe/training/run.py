@@ -29,6 +29,7 @@ from torchrec_hilomoe.models import (
     model_config_dict,
     parse_model_config,
 )
+from torchrec_hilomoe.training.alike import check_alike
 from torchrec_hilomoe.training.checkpoint import RunCheckpoints, check_named, warm_start
 from torchrec_hilomoe.training.config import (
     CheckpointConfig,
@@ -149,6 +150,7 @@ def train(config: RunConfig, on_start: Callable[[], None] = lambda: None) -> dic
     device = init_process_group()
     set_timeout(timedelta(minutes=config.training.timeout_minutes))
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    check_alike(_of_every_host(config))
     check_named(config.output_dir / "checkpoints", config.checkpoint)
     data = agree(
         lambda: open_data(
@@ -156,6 +158,7 @@ def train(config: RunConfig, on_start: Callable[[], None] = lambda: None) -> dic
         ),
         PREPARATION_TIMEOUT,
     )
+    check_alike({"data": data.identity})
     _check_fits(config, data, world_size)
     with exclusive(config.output_dir):
         checkpoints = RunCheckpoints(
@@ -267,6 +270,16 @@ def _summary(
         "data_report": data.report,
         "output_dir": str(config.output_dir),
     }
+
+
+def _of_every_host(config: RunConfig) -> dict[str, Any]:
+    """The configuration less what a host may have of its own: paths, and workers."""
+    own = ("train", "valid", "test", "vocabularies_from", "cache_dir", "num_workers")
+    data = {k: v for k, v in dataclasses.asdict(config.data).items() if k not in own}
+    values = dataclasses.asdict(config) | {"model": model_config_dict(config.model), "data": data}
+    del values["output_dir"]
+    plain: dict[str, Any] = to_jsonable_python(values)
+    return plain
 
 
 def _plain(config: RunConfig, data: DataSource) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.data import open_encoded
 from torchrec_hilomoe.data.rows import Int64Array
 from torchrec_hilomoe.errors import ConfigError
+from torchrec_hilomoe.training.alike import check_alike
 from torchrec_hilomoe.training.checkpoint import (
     load_model,
     read_info,
@@ -114,6 +115,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         ),
         PREPARATION_TIMEOUT,
     )
+    check_alike({"data": {"batch_size": config.data.batch_size, **data.identity}})
     if not data.has_labels("test"):
         if config.predictions is None:
             raise ConfigError(

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _TABLE_TYPES = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE]
 _ROW_TYPES = [ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE, ShardingType.GRID_SHARD]
+_HOST_TYPES = [ShardingType.TABLE_ROW_WISE, ShardingType.GRID_SHARD]  # over the ranks of a host
 _COLUMN_TYPES = [ShardingType.COLUMN_WISE, ShardingType.TABLE_COLUMN_WISE]
 _DENSE_TYPES = [ShardingType.DATA_PARALLEL, ShardingType.TABLE_WISE]
 
@@ -103,8 +104,17 @@ def shard_model(
             apply_optimizer_in_backward(
                 OPTIMIZERS[tables.name], collection.parameters(), _fused_kwargs(tables)
             )
-    sharder = _Sharder(_allowed_types(sharding, tables))
-    plan = _plan(model, sharder, configs, sharding, device)
+    ranks_per_host = _ranks_per_host()
+    types = _allowed_types(sharding, tables)
+    if ranks_per_host is None:  # ranks would wait for each other without end
+        types = [type_ for type_ in types if type_ not in _HOST_TYPES]
+        if sharding.type in [type_.value for type_ in _HOST_TYPES]:
+            raise ConfigError(
+                f"sharding.type: {sharding.type} needs as many ranks on every host; start as many, "
+                "or choose another sharding type"
+            )
+    sharder = _Sharder(types)
+    plan = _plan(model, sharder, configs, sharding, device, ranks_per_host)
     if dense:
         for module_plan in plan.plan.values():
             for parameter in module_plan.values():
@@ -112,8 +122,38 @@ def shard_model(
     if is_main_rank():
         logger.info("%s", describe_plan(plan, configs, dist.get_world_size()))
     env = ShardingEnv.from_process_group(dist.group.WORLD)
-    return DistributedModelParallel(
-        model, env=env, device=device, plan=plan, sharders=[sharder], init_parameters=False
+    try:
+        return DistributedModelParallel(
+            model, env=env, device=device, plan=plan, sharders=[sharder], init_parameters=False
+        )
+    except RuntimeError as error:  # torch.OutOfMemoryError on CUDA is one, too
+        if "memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"model: rank {dist.get_rank()} has no memory for its part of the tables: {error}. "
+            f"{_largest(configs)}"
+        ) from None
+
+
+def _ranks_per_host() -> int | None:
+    """As TorchRec's kernels take it; None where hosts have different numbers of ranks."""
+    world_size = dist.get_world_size()
+    if world_size == 1:
+        return 1
+    own = torch.tensor(get_local_size(world_size))
+    sizes = [own.clone() for _ in range(world_size)]
+    dist.all_gather(sizes, own)
+    return int(own) if all(size == own for size in sizes) else None
+
+
+def _largest(configs: list[EmbeddingBagConfig]) -> str:
+    """What to do about tables that are too large."""
+    largest = max(configs, key=lambda c: c.num_embeddings * c.embedding_dim)
+    return (
+        f"The largest table is {largest.name}, {largest.num_embeddings:,} x "
+        f"{largest.embedding_dim} "
+        f"({largest.num_embeddings * largest.embedding_dim * 4 / (1 << 20):,.1f} MiB without "
+        "optimizer state). Shard it by rows, hash its ids (hash_size), or start more ranks"
     )
 
 
@@ -202,6 +242,7 @@ def _plan(
     configs: list[EmbeddingBagConfig],
     sharding: ShardingConfig,
     device: torch.device,
+    ranks_per_host: int | None,
 ) -> ShardingPlan:
     """Rank 0 plans for all; every rank raises if it cannot."""
 
@@ -211,7 +252,7 @@ def _plan(
         capacity = None if limit is None else int(limit * (1 << 30))
         topology = Topology(
             world_size=world_size,
-            local_world_size=get_local_size(world_size),
+            local_world_size=ranks_per_host or world_size,
             compute_device=device.type,
             hbm_cap=capacity if device.type == "cuda" else None,
             ddr_cap=capacity if device.type == "cpu" else None,
@@ -225,12 +266,8 @@ def _plan(
 
     plan = broadcast(plan_here() if is_main_rank() else "")
     if isinstance(plan, str):
-        largest = max(configs, key=lambda c: c.num_embeddings * c.embedding_dim)
         raise ConfigError(
-            f"sharding.type={sharding.type}: the planner found no plan; the largest table is "
-            f"{largest.name}, {largest.num_embeddings:,} x {largest.embedding_dim} "
-            f"({largest.num_embeddings * largest.embedding_dim * 4 / (1 << 20):,.1f} MiB without "
-            f"optimizer state). Shard it by rows, hash its ids (hash_size), or start more ranks. "
+            f"sharding.type={sharding.type}: the planner found no plan. {_largest(configs)}. "
             f"The planner: {plan}"
         )
     return plan

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import distributed as dist
 
+from torchrec_hilomoe.config import flat_keys
 from torchrec_hilomoe.errors import CheckpointError, ConfigError
 from torchrec_hilomoe.training.checkpoint.description import (
     RunInfo,
@@ -124,7 +125,7 @@ def _own(folder: Path, resume: str, launch: str) -> list[Path]:
             saved = read_run(checkpoint)
         except ConfigError:
             return False  # damaged
-        same = dict(_flat(saved.config)).get("checkpoint.resume") == resume
+        same = dict(flat_keys(saved.config)).get("checkpoint.resume") == resume
         return same and (resume != "never" or saved.launch == launch)
 
     found = checkpoints_in(folder)
@@ -184,7 +185,7 @@ def check_same_run(saved: RunInfo, config: Mapping[str, Any], explicit: bool) ->
 
 def _changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What makes two configurations different runs: the values by key."""
-    old, new = dict(_flat(saved)), dict(_flat(config))
+    old, new = dict(flat_keys(saved)), dict(flat_keys(config))
     if old.get("encoder") == new.get("encoder"):  # wherever the vocabularies came from
         new["data.vocabularies_from"] = old.get("data.vocabularies_from")
     return {
@@ -196,11 +197,3 @@ def _changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, t
 
 def _under(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
