@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -82,6 +83,10 @@ def launch(
         except (HiLoMoEError, OmegaConfBaseException) as error:
             job = _job_of_multirun()
             print(f"error on rank {dist.get_rank()}{job}: {error}", file=sys.stderr)
+            output_dir = Path(HydraConfig.get().runtime.output_dir)
+            if output_dir.name == name:  # made by Hydra, for no run
+                with suppress(OSError):  # not empty, or removed by another rank
+                    output_dir.rmdir()
             # Of several ranks, one alone may be here.
             goes_on = bool(job) and dist.get_world_size() == 1
             raise (_JobError() if goes_on else SystemExit(1)) from None
