@@ -39,8 +39,8 @@ def explain(error: Exception, conf: Path) -> str:
     absent = _group_of_no_choice(str(error))
     if absent and (conf / absent).is_dir():
         return (
-            f"{absent}: cannot be chosen here; an evaluation takes data and model as its checkpoint "
-            "has them, and files by data.test=FILE"
+            f"{absent}: cannot be chosen here; an evaluation takes data and model as the "
+            "checkpoint has them, and files by data.test=FILE"
         )
     return str(error).split("\nTo append to your config")[0]
 
