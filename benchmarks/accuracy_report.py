@@ -1,12 +1,14 @@
-"""Tables and plots of the accuracy runs: writes docs/results.md and docs/img/frontier.png.
+"""Tables and plots of the accuracy runs: writes docs/results.md and its images.
 
 python benchmarks/accuracy_report.py
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -24,27 +26,34 @@ from accuracy_stats import (
     spread,
     summary,
 )
-from adjustText import adjust_text
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
+from names import place_names
 
 HERE = Path(__file__).parent
 #: Rows of the tables that are no candidates: a part left out, a weight that did worse, forms of a
 #: former default.
 _WITHOUT = ("no_dot_products", "strong_auxiliary", "two_members_", "one_member_")
-#: Marker, colour and name of each kind of model in the plot.
-_STYLES = {
-    "hilomoe": ("D", "tab:blue", "HiLoMoE"),
-    "twin": ("^", "tab:orange", "the same without experts"),
-    "baseline": ("o", "tab:gray", "public architectures"),
+#: Style and name of each kind of model in the plot. Twins are hollow and on top: they lie near.
+_STYLES: dict[str, tuple[dict[str, Any], str]] = {
+    "hilomoe": ({"marker": "D", "color": "tab:blue", "alpha": 0.8}, "HiLoMoE"),
+    "twin": (
+        {"marker": "^", "color": "tab:orange", "mfc": "none", "ms": 9, "mew": 1.5, "zorder": 3},
+        "the same without experts",
+    ),
+    "baseline": ({"marker": "o", "color": "tab:gray", "alpha": 0.8}, "public architectures"),
 }
+_LINE = {"color": "tab:green", "lw": 0.8}
 _PART = "<!-- {}: written by benchmarks/accuracy_report.py -->\n"
 _END = "<!-- end -->\n"
 
 
 def main() -> None:
     """Replaces the marked parts of the page, and draws the plots."""
-    runs = newest(pd.read_csv(HERE / "results" / "accuracy.csv"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=HERE / "results" / "accuracy.csv")
+    args = parser.parse_args()
+    runs = newest(pd.read_csv(args.runs))
     plan = load_plan(HERE / "ablations.yaml")
     changes = {entry.model for entry in plan.entries} - {BASE}
     models = runs[~runs.model.isin(changes)]
@@ -126,47 +135,52 @@ def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
     names = list(runs[runs.kind == "seed"].data.unique())
     columns = min(2, len(names))
     lines = -(-len(names) // columns)
-    figure = plt.figure(figsize=(7 * columns, 5 * lines), layout="constrained")
+    figure = plt.figure(figsize=(8 * columns, 6 * lines), layout="constrained")
     axes = [figure.add_subplot(lines, columns, place + 1) for place in range(len(names))]
     for axis, data in zip(axes, names, strict=True):
         rows = summary(runs, data)
         costs = rows.flops / 1e3
         for model, row in rows.iterrows():
-            marker, color, _ = style_of(str(model))
-            axis.errorbar(
-                row.flops / 1e3, row.auc, row.sd, marker=marker, color=color, capsize=2, alpha=0.8
-            )
-        best_so_far = rows.auc[costs.sort_values().index].cummax()
-        axis.step(costs[best_so_far.index], best_so_far, where="post", color="tab:green", lw=0.8)
+            axis.errorbar(costs[model], row.auc, row.sd, capsize=2, **style_of(str(model))[0])
+        axis.plot(*zip(*_steps(rows), strict=True), **_LINE)
         axis.set(title=data, xscale="log", ylabel="test AUC")
         axis.set_xlabel("kFLOPs a sample (dense part)")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.xaxis.set_minor_formatter("")
         axis.margins(0.15, 0.1)
-    for marker, color, kind in _STYLES.values():
-        axes[0].plot([], [], marker=marker, color=color, ls="", label=kind)
+    for style, kind in _STYLES.values():
+        axes[0].plot([], [], ls="", label=kind, **style)
+    axes[0].plot([], [], label="best at no more FLOPs", **_LINE)
     axes[0].legend(loc="lower right", fontsize=8)
     figure.draw_without_rendering()  # the layout decides where names have room
     for axis, data in zip(axes, names, strict=True):
         rows = summary(runs, data)
-        texts = [
-            axis.text(row.flops / 1e3, row.auc, model, size=8) for model, row in rows.iterrows()
+        costs = rows.flops / 1e3
+        sd = rows.sd.fillna(0)
+        bars = [
+            [(cost, low), (cost, high)]
+            for cost, low, high in zip(costs, rows.auc - sd, rows.auc + sd, strict=True)
         ]
-        adjust_text(
-            texts,
-            ax=axis,
-            expand=(1.15, 1.4),
-            iter_lim=500,  # not a time limit: the same plot on any machine
-            arrowprops={"arrowstyle": "-", "color": "gray", "lw": 0.5},
-        )
+        points = list(zip(costs, rows.auc, strict=True))
+        place_names(axis, list(rows.index), points, [*bars, _steps(rows)])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def style_of(model: str) -> tuple[str, str, str]:
-    """Marker, colour and kind of a model."""
+def _steps(rows: pd.DataFrame) -> list[tuple[float, float]]:
+    """Corners of the line through the best model at each cost or less."""
+    rows = rows.sort_values("flops")
+    costs, best = list(rows.flops / 1e3), list(rows.auc.cummax())
+    corners = [(costs[0], best[0])]
+    for cost, auc in zip(costs[1:], best[1:], strict=True):
+        corners += [(cost, corners[-1][1]), (cost, auc)]
+    return corners
+
+
+def style_of(model: str) -> tuple[dict[str, Any], str]:
+    """Style and kind of a model."""
     if is_baseline(model):
         return _STYLES["baseline"]
     return _STYLES["twin" if "twin" in model else "hilomoe"]
