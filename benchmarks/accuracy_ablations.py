@@ -69,12 +69,15 @@ def plot_sizes(plan: Plan, runs: pd.DataFrame, path: Path) -> None:
             chosen = rows.loc[[model for _, model in points]]
             sizes = [size for size, _ in points]
             axis.errorbar(sizes, chosen.auc, chosen.sd, marker="D", color="tab:blue", capsize=2)
-            for size, (_, its) in zip(sizes, chosen.iterrows(), strict=True):
-                label = f"{its.flops / 1e3:,.0f}k"
-                axis.annotate(label, (size, its.auc), (3, 5), textcoords="offset points", size=7)
+            rising = chosen.auc.diff().shift(-1) > 0  # then the line runs where names stand
+            for size, up, (_, its) in zip(sizes, rising, chosen.iterrows(), strict=True):
+                label, offset = f"{its.flops / 1e3:,.0f}k", (3, -10 if up else 5)
+                axis.annotate(label, (size, its.auc), offset, textcoords="offset points", size=7)
             axis.axvline(shipped, color="tab:gray", linewidth=0.5)
             axis.set(title=data, xlabel=f"{key} (at each point: FLOPs)", ylabel="test AUC")
             axis.set_xscale("log", base=2)
+            axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
+            axis.margins(x=0.14)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
