@@ -44,14 +44,14 @@ def _lines(axis: Axes, rows: Rows, key: str, title: str) -> None:
 def _roofline(axis: Axes, layers: Rows) -> None:
     """Share of the best GEMM rate that layer and base reach."""
     best, rows = layers[0]["best_product_gflops"], layers[1:]
-    names = [f"{row['input'].split(',')[0]}\nL {row['L']} K {row['K']}" for row in rows]
+    names = [f"{row['input'].split(',')[0]}\nL {row['L']}\nK {row['K']}" for row in rows]
     places = range(len(rows))
     axis.bar([p - 0.2 for p in places], [r["gemm_efficiency"] for r in rows], 0.4, label="layer")
     base = [r["base_gemm_efficiency"] for r in rows]
     axis.bar([p + 0.2 for p in places], base, 0.4, label="its base linear")
-    axis.set_xticks(list(places), names, fontsize=6)
+    axis.set_xticks(list(places), names, fontsize=8)
     axis.set(
-        ylabel="share", title=f"of the fastest product's rate, {best:.0f} GFLOP/s", ylim=(0, 1.05)
+        ylabel="share", title=f"of the fastest product's rate, {best:.0f} GFLOP/s", ylim=(0, 1.2)
     )
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper center", ncols=2)  # above the bars
