@@ -1,4 +1,4 @@
-# make install | train | test | test-faults | lint | format
+# make install | train | test | test-fast | test-faults | lint | format
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed

@@ -26,7 +26,7 @@ class HiLoMoEInteractionArch(nn.Module):
         dtype (torch.dtype | None): dtype of the parameters.
 
     Raises:
-        ValueError: there are no features, or the output has none.
+        ValueError: ``num_sparse_features`` is negative, or a size is below 1.
 
     Example:
         >>> arch = HiLoMoEInteractionArch(2, 8, 32, HiLoMoEConfig(num_layers=3, num_experts=4))

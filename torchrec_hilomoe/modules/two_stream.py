@@ -152,7 +152,7 @@ class HiLoMoETwoStreamArch(nn.Module):
         out_features (int): width of the output: both streams and the heads.
 
     Raises:
-        ValueError: there are no features.
+        ValueError: ``num_sparse_features`` is negative, or ``embedding_dim`` is below 1.
 
     Example:
         >>> streams = TwoStreamConfig(expert_width=32, plain_width=16, num_heads=4)
