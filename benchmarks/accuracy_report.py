@@ -14,6 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import pandas as pd
+import textalloc
 from accuracy_ablations import BASE, ablation_tables, plot_sizes
 from accuracy_bars import bars_table
 from accuracy_plan import load_plan
@@ -28,7 +29,6 @@ from accuracy_stats import (
 )
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
-from names import place_names
 
 HERE = Path(__file__).parent
 #: Rows of the tables that are no candidates: a part left out, a weight that did worse, forms of a
@@ -162,8 +162,23 @@ def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
             [(cost, low), (cost, high)]
             for cost, low, high in zip(costs, rows.auc - sd, rows.auc + sd, strict=True)
         ]
-        points = list(zip(costs, rows.auc, strict=True))
-        place_names(axis, list(rows.index), points, [*bars, _steps(rows)])
+        lines = [*bars, _steps(rows)]
+        textalloc.allocate(
+            axis,
+            x := costs.tolist(),
+            y := rows.auc.tolist(),
+            rows.index.tolist(),
+            x_scatter=x,
+            y_scatter=y,
+            x_lines=[[x for x, _ in line] for line in lines],
+            y_lines=[[y for _, y in line] for line in lines],
+            textsize=8,
+            linecolor="gray",
+            linewidth=0.5,
+            min_distance=0.012,
+            margin=0.006,
+            nbr_candidates=400,
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

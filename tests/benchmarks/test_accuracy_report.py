@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -49,22 +48,6 @@ def test_report_draws_the_frontier(load, tmp_path: Path) -> None:
     runs = pd.DataFrame([row | {"dense_parameters": 10, "seconds": 1}])
     load("accuracy_report").plot_frontier(runs, tmp_path / "img" / "frontier.png")
     assert (tmp_path / "img" / "frontier.png").stat().st_size > 5000
-
-
-def test_names_lie_apart_within_the_frame(load) -> None:
-    place_names, plt = load("names").place_names, load("accuracy_report").plt
-    figure, axis = plt.subplots()
-    points = [(x, 0.5 + x / 100) for x in (0.0, 0.02, 0.05, 1.0)]
-    axis.plot(*zip(*points, strict=True), "o")
-    place_names(axis, ["a_long_name", "another_name", "third", "at_the_edge"], points, [points])
-    boxes = [text.get_window_extent() for text in axis.texts]
-    frame = axis.get_window_extent()
-    assert all(frame.contains(*box.min) and frame.contains(*box.max) for box in boxes)
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    assert not any(
-        box.contains(*place) for box in boxes for place in axis.transData.transform(points)
-    )
-    plt.close(figure)
 
 
 def test_help_writes_nothing(load, capsys, monkeypatch) -> None:
