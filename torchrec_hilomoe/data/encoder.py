@@ -22,7 +22,7 @@ from torchrec_hilomoe.data.files import RawFormat
 from torchrec_hilomoe.data.hashing import fnv1a, hash_to_rows
 from torchrec_hilomoe.data.parse import ParsedRows
 from torchrec_hilomoe.data.rows import EncodedRows, IdBags, Int32Array
-from torchrec_hilomoe.data.vocabulary import ValueCounts, extended, look_up
+from torchrec_hilomoe.data.vocabulary import ValueCounts, VocabularyIndex, extended
 
 #: Raised with every change of what encoded files hold, so that old caches are left alone.
 FORMAT_VERSION = 2
@@ -55,6 +55,7 @@ class TabularEncoder:
         self.raw_format = raw_format
         self.vocabularies = vocabularies
         self.moments = moments
+        self._indexes = {name: VocabularyIndex(ids) for name, ids in vocabularies.items()}
 
     @property
     def features(self) -> FeatureSpec:
@@ -99,7 +100,7 @@ class TabularEncoder:
     def _encode_texts(self, column: CategoricalColumn, texts: pa.LargeStringArray) -> Int32Array:
         if column.hash_size is not None:
             return hash_to_rows(texts, column.hash_size)
-        return look_up(texts, self.vocabularies[column.name])
+        return self._indexes[column.name].look_up(texts)
 
     def save(self, folder: Path) -> None:
         """Writes everything that encoding raw files takes into ``folder``."""

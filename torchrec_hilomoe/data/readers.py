@@ -164,7 +164,7 @@ def _arrow_reader(
 
 
 def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Joins small batches: looking ids up costs a pass over the vocabulary for each batch."""
+    """Joins small batches: every step of encoding costs something for each batch."""
     pending: list[pa.RecordBatch] = []
     for batch in batches:
         pending.append(batch)

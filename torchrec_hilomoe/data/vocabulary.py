@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from torchrec_hilomoe.data.rows import Int32Array, Int64Array
+
 _COMPACT_ROWS = 1 << 20
+_HASHED_TEXTS = 1 << 16
 
 
 class ValueCounts:
@@ -53,7 +58,7 @@ class ValueCounts:
 _EMPTY = pa.table({"value": pa.array([], pa.large_string()), "count": pa.array([], pa.int64())})
 
 
-def look_up(texts: pa.LargeStringArray, vocabulary: pa.LargeStringArray) -> npt.NDArray[np.int32]:
+def look_up(texts: pa.LargeStringArray, vocabulary: pa.LargeStringArray) -> Int32Array:
     """Table rows of texts: 1 + position in the vocabulary, 0 for unknown and missing texts.
 
     Args:
@@ -61,7 +66,7 @@ def look_up(texts: pa.LargeStringArray, vocabulary: pa.LargeStringArray) -> npt.
         vocabulary (pa.LargeStringArray): distinct texts.
 
     Returns:
-        npt.NDArray[np.int32]: [n].
+        Int32Array: [n].
 
     Example:
         >>> vocabulary = pa.array(["b", "c"], pa.large_string())
@@ -70,6 +75,75 @@ def look_up(texts: pa.LargeStringArray, vocabulary: pa.LargeStringArray) -> npt.
     """
     positions = pc.index_in(texts, value_set=vocabulary).fill_null(-1)
     return positions.to_numpy() + np.int32(1)
+
+
+class VocabularyIndex:
+    """Looks texts up as :func:`look_up` does, without a pass over the vocabulary for each call.
+
+    It takes 12 bytes per value, and is made when it first saves something.
+
+    Args:
+        vocabulary (pa.LargeStringArray): distinct texts.
+
+    Example:
+        >>> index = VocabularyIndex(pa.array(["b", "c"], pa.large_string()))
+        >>> index.look_up(pa.array(["c"], pa.large_string())).tolist()
+        [2]
+    """
+
+    def __init__(self, vocabulary: pa.LargeStringArray) -> None:
+        self._vocabulary = vocabulary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process hashes otherwise.
+        return VocabularyIndex, (self._vocabulary,)
+
+    def look_up(self, texts: pa.LargeStringArray) -> Int32Array:
+        """Table rows of texts: 1 + position in the vocabulary, 0 for unknown and missing texts.
+
+        Args:
+            texts (pa.LargeStringArray): [n].
+
+        Returns:
+            Int32Array: [n].
+        """
+        if len(texts) >= len(self._vocabulary):  # a pass over the vocabulary is the smaller part
+            return look_up(texts, self._vocabulary)
+        encoded = texts.dictionary_encode()
+        rows = pa.array(self._rows(encoded.dictionary))
+        return rows.take(encoded.indices).fill_null(0).to_numpy()
+
+    def _rows(self, texts: pa.LargeStringArray) -> Int32Array:
+        hashes, positions, most_alike = self._by_hash
+        wanted = _hashes(texts)
+        # In order, a search finds most of what it reads where the last one left it.
+        order = np.argsort(wanted)
+        first = np.empty_like(order)
+        first[order] = np.searchsorted(hashes, wanted[order])
+        rows = np.zeros(len(texts), np.int32)
+        for step in range(most_alike):
+            found = positions[np.minimum(first + step, positions.size - 1)]
+            same = pc.equal(self._vocabulary.take(pa.array(found)), texts)
+            rows = np.where(same.to_numpy(zero_copy_only=False), found + np.int32(1), rows)
+        return rows
+
+    @cached_property
+    def _by_hash(self) -> tuple[Int64Array, Int32Array, int]:
+        """The hashes ascending, whose positions they are, and how many are equal at most."""
+        hashes = _hashes(self._vocabulary)
+        positions = np.argsort(hashes).astype(np.int32)
+        hashes = hashes[positions]
+        return hashes, positions, int(np.unique(hashes, return_counts=True)[1].max())
+
+
+def _hashes(texts: pa.LargeStringArray) -> Int64Array:
+    """Python's hashes, which take one call per text however long it is."""
+    hashes = np.empty(len(texts), np.int64)
+    # In parts, since Python's strings take several times the memory.
+    for start in range(0, len(texts), _HASHED_TEXTS):
+        part = texts.slice(start, _HASHED_TEXTS).to_pylist()
+        hashes[start : start + len(part)] = [hash(text) for text in part]
+    return hashes
 
 
 def extended(vocabulary: pa.LargeStringArray, texts: pa.LargeStringArray) -> pa.LargeStringArray:
