@@ -13,7 +13,7 @@ from torchrec_hilomoe.config import parse_config
 from torchrec_hilomoe.data import SchemaConfig
 from torchrec_hilomoe.data.bad_rows import BadRows
 from torchrec_hilomoe.data.files import RawFormat
-from torchrec_hilomoe.data.parse import ParsedRows, canonical_texts, parse_rows
+from torchrec_hilomoe.data.parse import ParsedRows, parse_rows
 from torchrec_hilomoe.data.readers import RawChunk
 from torchrec_hilomoe.errors import DataError
 
@@ -96,47 +96,6 @@ def test_labels_by_threshold() -> None:
         parse({"label": ["5", ""]}, positive_threshold=4)
 
 
-def test_texts_of_ids_do_not_depend_on_their_type() -> None:
-    as_text = canonical_texts(pa.array(["1", "20", ""])).to_pylist()
-    for kind in (pa.int8(), pa.uint64(), pa.float64(), pa.int32()):
-        assert canonical_texts(pa.array([1, 20, None], kind)).to_pylist() == as_text
-    assert canonical_texts(pa.array([b"x", b""])).to_pylist() == ["x", None]
-    assert canonical_texts(pa.array([True, False])).to_pylist() == ["true", "false"]
-    assert canonical_texts(pa.array([datetime.date(2020, 1, 2)])).to_pylist() == ["2020-01-02"]
-    assert canonical_texts(pa.array(["007", " a"])).to_pylist() == ["007", " a"]
-
-
-@pytest.mark.parametrize(
-    "kind", [pa.int64(), pa.float64(), pa.decimal128(20, 2), pa.decimal256(60, 9), pa.string()]
-)
-def test_large_whole_numbers_are_written_as_digits_in_every_type(kind: pa.DataType) -> None:
-    ids = [0, -7, 10**10, 20_000_000_001, 2**53 - 1, None]
-    column = pa.array([None if i is None else str(i) for i in ids])
-    if pa.types.is_floating(kind):
-        column = pa.array(ids, pa.int64())
-    expected = [None if i is None else str(i) for i in ids]
-    assert canonical_texts(column.cast(kind)).to_pylist() == expected
-    lists = pa.array([[*range(4)], []], pa.list_(pa.int64())).cast(pa.list_(pa.float64()))
-    bags = parse({"t": lists}, multi_valued=["t"]).multi_valued[0]
-    assert bags.values.to_pylist() == ["0", "1", "2", "3"]
-
-
-def test_fractions_keep_their_text_beside_whole_numbers() -> None:
-    floats = [1.5, 3e9, None, float("nan"), -0.0, 1e10, float("inf"), 2.0**63]
-    texts = ["1.5", "3000000000", None, None, "0", "10000000000", "inf", "9.223372036854776e+18"]
-    assert canonical_texts(pa.array(floats)).to_pylist() == texts
-    singles = pa.array([123456784.0, 0.1, 16777216.0], pa.float32())
-    assert canonical_texts(singles).to_pylist() == ["123456784", "0.1", "16777216"]
-    halves = pa.array([np.float16(2.0), np.float16(0.5), None], pa.float16())
-    assert canonical_texts(halves).to_pylist() == ["2", "0.5", None]
-    decimals = pa.array([decimal.Decimal("-0.99"), decimal.Decimal("0.00"), None])
-    assert canonical_texts(decimals).to_pylist() == ["-0.99", "0", None]
-
-
-def test_text_is_taken_as_written() -> None:
-    assert canonical_texts(pa.array(["3.0", "1e10", "-0"])).to_pylist() == ["3.0", "1e10", "-0"]
-
-
 LISTS = [["a", "b"], [], ["b"], None, ["", "c", None]]
 TEXTS = ["a|b", "", "b", None, "|c|"]
 
@@ -159,6 +118,9 @@ def test_lists_and_separated_texts_are_the_same_bags(column: pa.Array) -> None:
 def test_lists_of_numbers() -> None:
     bags = parse({"tags": [[3, 1], [], [1]]}, multi_valued=["tags"]).multi_valued[0]
     assert bags.values.to_pylist() == ["3", "1", "1"]
+    lists = pa.array([[*range(4)], []], pa.list_(pa.int64())).cast(pa.list_(pa.float64()))
+    bags = parse({"t": lists}, multi_valued=["t"]).multi_valued[0]
+    assert bags.values.to_pylist() == ["0", "1", "2", "3"]
     fixed = pa.array([[1, 2], [3, 4]], pa.list_(pa.int64(), 2))
     assert parse({"t": fixed}, multi_valued=["t"]).multi_valued[0].lengths.tolist() == [2, 2]
 
@@ -203,6 +165,7 @@ LATIN_1 = [b"a", "caf\u00e9".encode("latin-1")]
         (pa.array(LATIN_1).dictionary_encode(), {"dense": ["c"]}, "dictionary<.*"),
         (pa.array(LATIN_1, pa.large_binary()), {"multi_valued": ["c"]}, "large_binary"),
         (pa.array([LATIN_1, []]), {"multi_valued": ["c"]}, "list<.*"),
+        (pa.array([2**62, 0], pa.timestamp("s")), {"categorical": ["c"]}, "timestamp.s."),
         (pa.array([None] * 2, pa.month_day_nano_interval()), {"group": "c"}, "month_day_nano.*"),
     ],
 )

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from torchrec_hilomoe.config import parse_config
+from torchrec_hilomoe.data import DataConfig, open_data
+from torchrec_hilomoe.data.encoder import FORMAT_VERSION
 from torchrec_hilomoe.errors import ConfigError, DataError
 from torchrec_hilomoe.inference import RequestEncoder, flat_tensors
 
 ROW = {"price": 1.5, "user": "u3", "item": 7, "tags": ["t1", "t2"]}
+MODEL = {"model": {"name": "dlrm"}, "features": {"dense": [], "sparse": []}, "experts": True}
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +81,34 @@ def test_a_request_without_rows_is_refused(encoder):
         encoder.encode(one_row().slice(1))
 
 
+def test_times_of_python_are_those_of_a_file(tmp_path):
+    def times(kind):
+        return pa.array([1577934290, 1577934291], pa.timestamp("s")).cast(kind)
+
+    for kind in (pa.timestamp("ns"), pa.timestamp("ms", "UTC")):
+        folder = tmp_path / str(kind)
+        folder.mkdir()
+        pq.write_table(pa.table({"label": [0, 1], "at": times(kind)}), folder / "train.parquet")
+        values = {
+            "train": str(folder / "train.parquet"),
+            "schema": {"categorical": ["at"]},
+            "batch_size": 2,
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        source = open_data(parse_config(DataConfig, values), rank=0, world_size=1, seed=0)
+        source.save(folder / "encoder")
+        (folder / "model.json").write_text(json.dumps(MODEL))
+        at = datetime(2020, 1, 2, 3, 4, 51)
+        there = at.replace(hour=5, tzinfo=timezone(timedelta(hours=2)))
+        for moment in (at, at.replace(tzinfo=timezone.utc), there):
+            row = pa.RecordBatch.from_pylist([{"at": moment}])
+            assert RequestEncoder(folder).encode(row)[1].tolist() == [2]
+
+
 def test_ids_that_were_encoded_before_need_no_encoder(tmp_path, monkeypatch):
-    encoder = {"kind": "criteo_1tb", "format_version": 2, "hash_sizes": [9] * 26}
+    encoder = {"kind": "criteo_1tb", "format_version": FORMAT_VERSION, "hash_sizes": [9] * 26}
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "encoder.json").write_text(json.dumps(encoder))
-    model = {"model": {"name": "dlrm"}, "features": {"dense": [], "sparse": []}}
-    (tmp_path / "model.json").write_text(json.dumps(model))
+    (tmp_path / "model.json").write_text(json.dumps(MODEL))
     with pytest.raises(ConfigError, match="the ids of data=criteo_1tb"):
         RequestEncoder(tmp_path)

@@ -25,7 +25,7 @@ from torchrec_hilomoe.data.rows import EncodedRows, IdBags, Int32Array
 from torchrec_hilomoe.data.vocabulary import ValueCounts, VocabularyIndex, extended
 
 #: Raised with every change of what encoded files hold, so that old caches are left alone.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 SETTINGS_FILE = "encoder.json"
 _VOCABULARY_FILE = "vocabularies.parquet"

@@ -1,4 +1,4 @@
-"""From raw columns of any type to numbers and canonical texts; the rows that cannot be used."""
+"""From raw columns of any type to numbers and texts; the rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torchrec_hilomoe.data.bad_rows import BadRows
 from torchrec_hilomoe.data.config import FLOAT32_MAX, MultiValuedColumn, SchemaConfig
 from torchrec_hilomoe.data.readers import RawChunk
 from torchrec_hilomoe.data.rows import Int64Array
+from torchrec_hilomoe.data.texts import canonical_texts, empty_to_null, plain
 from torchrec_hilomoe.errors import DataError
 
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^(?i:nan)$"
-_INT64_END = 2.0**63
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def parse_numbers(
         DataError: the column has another type, or bytes that are no text.
     """
     with _named_errors(chunk, name):
-        column = _plain(chunk.batch.column(name))
+        column = plain(chunk.batch.column(name))
     kind = column.type
     if pa.types.is_large_string(kind):
         values, is_number = _numbers_of_texts(column)
@@ -157,7 +157,7 @@ def parse_numbers(
 def _numbers_of_texts(
     texts: pa.LargeStringArray,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    texts = _empty_to_null(pc.utf8_trim_whitespace(texts))
+    texts = empty_to_null(pc.utf8_trim_whitespace(texts))
     is_number = np.ones(len(texts), dtype=bool)
     try:
         numbers = texts.cast(pa.float64())
@@ -171,9 +171,11 @@ def _numbers_of_texts(
 def parse_texts(chunk: RawChunk, name: str) -> pa.LargeStringArray:
     """A column as canonical texts; null where missing (null, empty or NaN).
 
-    Text is taken as it is written. Whole numbers become their digits whatever their type
-    (floating point below 2**63), so that ids are encoded alike by a CSV file that writes them
-    without decimals and by Parquet files of integers, floats or decimals.
+    Text is taken as it is written, and so is all of a CSV file. Whole numbers become their digits
+    whatever their type (floating point below 2**63), so that ids are encoded alike by a CSV file
+    that writes them without decimals and by Parquet files of integers, floats or decimals. Booleans
+    of Parquet are ``true`` and ``false``: a CSV file that says ``True`` has other ids. Of times see
+    :func:`~torchrec_hilomoe.data.texts.canonical_texts`.
 
     Args:
         chunk (RawChunk): n raw rows.
@@ -183,7 +185,8 @@ def parse_texts(chunk: RawChunk, name: str) -> pa.LargeStringArray:
         pa.LargeStringArray: [n].
 
     Raises:
-        DataError: the column has values of several parts, or bytes that are no text.
+        DataError: the column has values of several parts, bytes that are no text, or times that
+            are out of range.
     """
     column = chunk.batch.column(name)
     if pa.types.is_nested(column.type):
@@ -192,58 +195,9 @@ def parse_texts(chunk: RawChunk, name: str) -> pa.LargeStringArray:
         return canonical_texts(column)
 
 
-def canonical_texts(column: pa.Array) -> pa.LargeStringArray:
-    """Single values of any type as texts; null where missing.
-
-    Args:
-        column (pa.Array): [n].
-
-    Returns:
-        pa.LargeStringArray: [n].
-
-    Example:
-        >>> canonical_texts(pa.array([3.0, None, 2.5, float("nan")])).to_pylist()
-        ['3', None, '2.5', None]
-        >>> canonical_texts(pa.array([2e10, -0.0])).to_pylist()
-        ['20000000000', '0']
-        >>> canonical_texts(pa.array(["3", "", "x"])).to_pylist()
-        ['3', None, 'x']
-    """
-    column = _plain(column)
-    if pa.types.is_floating(column.type):
-        return _texts_of_floats(column)
-    if pa.types.is_decimal(column.type):
-        return _texts_of_decimals(column)
-    return _empty_to_null(column.cast(pa.large_string()))
-
-
-def _texts_of_floats(column: pa.Array) -> pa.LargeStringArray:
-    if pa.types.is_float16(column.type):
-        column = column.cast(pa.float32())
-    column = pc.if_else(pc.is_nan(column), None, column)
-    is_whole = pc.and_(pc.equal(pc.trunc(column), column), pc.less(pc.abs(column), _INT64_END))
-    return _digits_where_whole(column, is_whole, pa.int64())
-
-
-def _texts_of_decimals(column: pa.Array) -> pa.LargeStringArray:
-    # The widest type: rounding 0.99 needs more digits than the column may have.
-    wide = column.cast(pa.decimal256(76, max(column.type.scale, 0)))
-    return _digits_where_whole(column, pc.equal(pc.trunc(wide), wide), pa.decimal256(76, 0))
-
-
-def _digits_where_whole(
-    column: pa.Array, is_whole: pa.BooleanArray, integers: pa.DataType
-) -> pa.LargeStringArray:
-    """Texts of numbers; Arrow would write 1e+10, 3.00 and -0."""
-    digits = pc.if_else(is_whole, column, None).cast(integers).cast(pa.large_string())
-    if digits.null_count == column.null_count:
-        return digits
-    return pc.coalesce(digits, column.cast(pa.large_string()))
-
-
 def _parse_bags(chunk: RawChunk, column: MultiValuedColumn) -> Bags:
     with _named_errors(chunk, column.name):
-        lists = _plain(chunk.batch.column(column.name))
+        lists = plain(chunk.batch.column(column.name))
     if pa.types.is_null(lists.type):  # a Parquet part without any value
         return Bags(np.zeros(len(lists), np.int32), pa.array([], pa.large_string()))
     if pa.types.is_large_string(lists.type):
@@ -263,27 +217,9 @@ def _parse_bags(chunk: RawChunk, column: MultiValuedColumn) -> Bags:
     return Bags(lengths.astype(np.int32), values)
 
 
-def _plain(column: pa.Array) -> pa.Array:
-    """Without dictionary encoding, and with one type for text."""
-    if isinstance(column, pa.DictionaryArray):
-        column = column.dictionary_decode()
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_string_view(kind) or _is_binary(kind):
-        return column.cast(pa.large_string())
-    return column
-
-
-def _empty_to_null(texts: pa.LargeStringArray) -> pa.LargeStringArray:
-    return pc.if_else(pc.equal(texts, ""), None, texts)
-
-
 def _is_numeric(kind: pa.DataType) -> bool:
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
     return any(test(kind) for test in (*tests, pa.types.is_null))
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _is_list(kind: pa.DataType) -> bool:
