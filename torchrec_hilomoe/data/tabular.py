@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
 from torchrec_hilomoe.data.bad_rows import BadRows
@@ -22,6 +23,7 @@ from torchrec_hilomoe.data.parse import ParsedRows, parse_rows
 from torchrec_hilomoe.data.readers import read_chunks
 from torchrec_hilomoe.data.rows import Int64Array
 from torchrec_hilomoe.data.store import ArrowStore, to_record_batch, write_store
+from torchrec_hilomoe.data.unknown import UnknownValues
 from torchrec_hilomoe.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -180,15 +182,29 @@ def encode_cached(
         bad_rows = BadRows(files.on_bad_row)
         parsed = files.parsed(encoder.schema, bad_rows, "Encoding", progress)
         bags = [column.name for column in encoder.schema.multi_valued]
-        gaps = Gaps()
-        batches = (to_record_batch(encoder.encode(rows), bags) for rows in gaps.noted(parsed))
-        rows = write_store(folder / _ROWS_FILE, batches)
+        gaps, unknown = Gaps(), UnknownValues(encoder)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for rows in gaps.noted(parsed):
+                encoded = encoder.encode(rows)
+                unknown.add(rows, encoded)
+                yield to_record_batch(encoded, bags)
+
+        rows = write_store(folder / _ROWS_FILE, batches())
         skipped = dict(bad_rows.counts)
         if not rows:
             reasons = f" ({_listed(skipped)})" if skipped else ""
             raise DataError(f"data.{files.split}: no usable row in {files.names()}{reasons}")
         if skipped:
             logger.warning("data.%s: rows left out: %s", files.split, _listed(skipped))
+        if files.split != "train" and (report := unknown.report()):
+            logger.warning(
+                "data.%s: nearly all values of %s are unknown to the model; are they written as in "
+                "the training data? %s",
+                files.split,
+                files.names(),
+                report,
+            )
         (folder / _REPORT_FILE).write_text(json.dumps(skipped))
         np.save(folder / _GAPS_FILE, gaps.positions)
 
