@@ -125,6 +125,36 @@ def test_progress_adds_up_to_the_size_of_the_file(tmp_path: Path, suffix: str) -
     assert sum(steps) == path.stat().st_size
 
 
+def test_long_lists_of_parquet_come_in_chunks_of_few_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(readers, "_PARQUET_BATCH_BYTES", 1 << 18)
+    path = tmp_path / "a.parquet"
+    lists = [[i] * 300 for i in range(5000)]  # encoded they take next to nothing
+    table = pa.table({"label": range(5000), "a.b": pa.array(lists, pa.list_(pa.int32()))})
+    pq.write_table(table, path)
+    chunks = read(path, ("label", "a.b"))
+    assert 5 <= len(chunks) <= 8
+    assert max(chunk.batch.nbytes for chunk in chunks) < (1 << 20) + (1 << 18)
+    assert rows(chunks) == table.to_pylist()
+    assert np.concatenate([chunk.positions for chunk in chunks]).tolist() == [*range(5000)]
+
+
+def test_batches_are_as_small_as_the_widest_row_group_of_the_columns_wants(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    wide = [["x"] * 1000] * 90 + [["x"]] * 10
+    cells = [f"{i:050000d}" for i in range(100)]
+    table = pa.table({"n": range(100), "a": wide, "ab": cells})
+    pq.write_table(table, path, row_group_size=20, compression="none")
+    metadata, size = pq.read_metadata(path), readers._PARQUET_BATCH_BYTES
+    assert readers._batch_rows(metadata, ["n"]) == readers._PARQUET_BATCH_ROWS
+    assert 0.9 < readers._batch_rows(metadata, ["n", "a"]) * 8000 / size <= 1
+    assert 0.9 < readers._batch_rows(metadata, ["ab"]) * 50_000 / size <= 1
+    pq.write_table(pa.table({"x": ["x" * (size + 1)]}), path, compression="none")
+    assert readers._batch_rows(pq.read_metadata(path), ["x"]) == 1
+
+
 def test_missing_columns_are_named_with_those_that_exist(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "label,users,item\n1,u,i\n")
     message = r"a\.csv: no column 'user'; it has 'label', 'users', 'item'\. Did you mean 'users'\?"

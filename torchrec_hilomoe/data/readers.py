@@ -33,6 +33,8 @@ _CSV_BLOCK_BYTES = 1 << 21
 _CHUNK_BYTES = 1 << 25
 _CHUNK_ROWS = 1 << 17
 _PARQUET_BUFFER_BYTES = 1 << 20
+_PARQUET_BATCH_BYTES = 1 << 23
+_PARQUET_BATCH_ROWS = 1 << 14
 _DELIMITERS = frozenset(",;|\t")
 _QUOTE_HINT = "is a quote not closed? If quotes mean nothing in this file, set data.quote_char=null"
 _UTF8_HINT = "write the file as UTF-8, or leave the column (#0 is the first) out of data.schema"
@@ -238,13 +240,29 @@ def _read_parquet(
         _check_columns(path, file.schema_arrow.names, columns)
         total, rows, done = file.metadata.num_rows, 0, 0
         size = path.stat().st_size
-        for batch in file.iter_batches(_CHUNK_ROWS, columns=list(columns)):
+        batches = file.iter_batches(_batch_rows(file.metadata, columns), columns=list(columns))
+        for batch in _joined(batches):
             if batch.num_rows:
                 positions = np.arange(rows, rows + batch.num_rows)
                 yield RawChunk(path, batch, positions, raw_format)
                 rows += batch.num_rows
             advance(size * rows // total - done)
             done = size * rows // total
+
+
+def _batch_rows(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
+    """So many rows that a batch of them takes little memory, whatever the length of their lists."""
+    sizes, wanted = [1.0], tuple(f"{name}." for name in columns)
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        parts = [group.column(i) for i in range(group.num_columns)]
+        # Encoded, values that repeat take next to nothing.
+        size = sum(
+            max(part.total_uncompressed_size, 8 * part.num_values)
+            for part in parts
+            if f"{part.path_in_schema}.".startswith(wanted)
+        )
+        sizes.append(size / max(group.num_rows, 1))
+    return max(1, min(_PARQUET_BATCH_ROWS, int(_PARQUET_BATCH_BYTES / max(sizes))))
 
 
 def _check_columns(
