@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +89,41 @@ def test_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
     assert content_digest([path], cache) != first
 
 
+def test_processes_that_ask_at_once_read_a_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, reads, open_plainly = tmp_path / "a", [], Path.open
+    file.write_text("1")
+
+    def open_slowly(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == file:
+            reads.append(path)
+            time.sleep(0.2)
+        return open_plainly(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        digests = pool.map(lambda _: content_digest([file], tmp_path / "cache"), range(4))
+        assert len(set(digests)) == 1
+    assert reads == [file]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    message = rf"^data\.cache_dir: {tmp_path}/\S+ is on a file system without locks \(.*another one"
+    with pytest.raises(DataError, match=message):
+        build_once(tmp_path / "rows" / "key", lambda folder: None)
+    (tmp_path / "a").write_text("1")
+    with pytest.raises(DataError, match=message):
+        content_digest([tmp_path / "a"], tmp_path / "cache")
+
+
 @pytest.mark.parametrize("file", ["missing", "."])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, file: str) -> None:
     with pytest.raises(DataError, match=f"{tmp_path / file}: cannot be read: "):
@@ -99,7 +137,7 @@ def test_a_remembered_digest_may_be_read_by_all_that_may_read_the_cache(tmp_path
         content_digest([file], tmp_path / "cache")
     finally:
         os.umask(umask)
-    (remembered,) = (tmp_path / "cache" / "digests").iterdir()
+    (remembered,) = (tmp_path / "cache" / "digests").glob("[!.]*")
     assert stat.S_IMODE(remembered.stat().st_mode) == 0o644
 
 

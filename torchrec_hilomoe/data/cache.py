@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from filelock import FileLock
 from torchrec_hilomoe.errors import DataError
 
 _READ_BYTES = 1 << 22
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def cache_root(configured: str | None) -> Path:
@@ -49,7 +51,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         Path: ``folder``.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: the folder cannot be written or locked.
     """
     if folder.is_dir():
         return folder
@@ -80,33 +82,37 @@ def content_digest(files: Sequence[Path], root: Path) -> str:
     Args:
         files (Sequence[Path]): the files.
         root (Path): the cache, where digests are kept by path, size and time of change, so that
-            unchanged files are read once only.
+            unchanged files are read once only, by one of the processes that ask at once.
 
     Returns:
         str: hexadecimal.
 
     Raises:
-        DataError: a file cannot be read, or the cache cannot be written.
+        DataError: a file cannot be read, or the cache cannot be written or locked.
     """
     return key_of([_file_digest(file, root / "digests") for file in files])
 
 
 def _file_digest(file: Path, memory: Path) -> str:
-    state = hashlib.blake2b(digest_size=16)
     with named_read_errors(file):
         stat = file.stat()
         known = memory / key_of(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
         if known.is_file():
             return known.read_text()
-        with file.open("rb") as stream:
-            while block := stream.read(_READ_BYTES):
-                state.update(block)
-    with _named_errors(known):
-        memory.mkdir(parents=True, exist_ok=True)
-        # Others may read it, unlike the files of tempfile.
-        unfinished = memory / f".{known.name}.{uuid.uuid4().hex}"
-        unfinished.write_text(state.hexdigest())
-        os.replace(unfinished, known)
+    with _named_errors(known), _locked(known):
+        if not known.is_file():  # no other process has read it meanwhile
+            # Others may read it, unlike the files of tempfile.
+            unfinished = memory / f".{known.name}.{uuid.uuid4().hex}"
+            unfinished.write_text(_digest_of_bytes(file))
+            os.replace(unfinished, known)
+        return known.read_text()
+
+
+def _digest_of_bytes(file: Path) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    with named_read_errors(file), file.open("rb") as stream:
+        while block := stream.read(_READ_BYTES):
+            state.update(block)
     return state.hexdigest()
 
 
@@ -127,9 +133,18 @@ def named_read_errors(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+def _locked(target: Path) -> Iterator[None]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(target.parent / f".{target.name}.lock").acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise DataError(
+            f"data.cache_dir: {target.parent} is on a file system without locks ({error}); name a "
+            "folder on another one by data.cache_dir or TORCHREC_HILOMOE_CACHE"
+        ) from error
+    with held:
         yield
 
 
