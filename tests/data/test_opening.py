@@ -188,7 +188,7 @@ def test_skipped_rows_are_left_out_of_everything_and_reported(
     config = make_config(tmp_path / "train.csv", schema, on_bad_row="skip", shuffle=False)
     source = opened(config)
     reasons = {
-        "the label is not 0 or 1": 2,
+        "the label is not 0 or 1 (data.schema.positive_threshold takes other numbers)": 2,
         "column 'x' is not a number that float32 holds": 1,
         "wrong number of fields": 1,
     }

@@ -69,7 +69,7 @@ def test_a_row_that_is_bad_twice_counts_once() -> None:
     columns = {"label": ["2", "1", "0"], "x": ["a", "b", "3"]}
     assert parse(columns, bad_rows, dense=["x"]).labels.tolist() == [0]
     assert dict(bad_rows.counts) == {
-        "the label is not 0 or 1": 1,
+        "the label is not 0 or 1 (data.schema.positive_threshold takes other numbers)": 1,
         "column 'x' is not a number that float32 holds": 1,
     }
 

@@ -104,7 +104,8 @@ def _parse_label(
     values, is_number = parse_numbers(chunk, schema.label)
     present = is_number & ~np.isnan(values)
     if schema.positive_threshold is None:
-        good, reason = present & ((values == 0) | (values == 1)), "the label is not 0 or 1"
+        good = present & ((values == 0) | (values == 1))
+        reason = "the label is not 0 or 1 (data.schema.positive_threshold takes other numbers)"
     else:
         good, reason = present, "the label is not a number"
         values = (values >= schema.positive_threshold).astype(np.float64)
