@@ -59,6 +59,11 @@ def test_load_balance_extremes() -> None:
             )
 
 
+def test_load_balance_has_the_digits_of_its_scores() -> None:
+    uniform = torch.full((7, 1, 3), 1 / 3, dtype=torch.float64)
+    assert abs(load_balance_loss(Routing(uniform, uniform)).item() - 1.0) < 1e-14
+
+
 def test_load_balance_gradient_lowers_crowded_experts() -> None:
     logits = torch.zeros(8, 1, 4, requires_grad=True)
     scores = (logits + torch.tensor([1.0, 0.0, 0.0, 0.0])).softmax(-1)

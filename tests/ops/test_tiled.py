@@ -43,7 +43,7 @@ def random_inputs(
 
 # The last has fewer samples than it would need tiles.
 @pytest.mark.parametrize(
-    "shape", [(9001, 40), (1100, 3, 40), (4001, 3, 40), (2, 4000, 80), (0, 40), (7, 40)]
+    "shape", [(9001, 40), (1100, 3, 40), (4001, 3, 40), (2, 4000, 80), (0, 40), (7, 40), (2, 0, 40)]
 )
 def test_equals_reference_with_gradients(shape) -> None:
     inputs = random_inputs(shape, 30, 2, 3)

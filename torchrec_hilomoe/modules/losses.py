@@ -42,8 +42,8 @@ def load_balance_loss(
 
     with P the mean score and f the share of samples dispatched to an expert, without gradient
     [P: the loss; R: the sum over layers]. With ``top_k`` below K a sample is dispatched to its
-    kept experts, 1 / top_k to each; in dense routing to the expert of its highest score. Equal use
-    gives L, all samples on one expert of each layer L K.
+    kept experts of a score above 0, as much to each; in dense routing to the expert of its highest
+    score. Equal use gives L, all samples on one expert of each layer L K.
 
     Where ``torch.distributed`` is initialised, f and P are means over the global batch, of equal
     or unequal parts: the value is the same on every rank, and the gradient is right once averaged
@@ -274,7 +274,8 @@ def _batch_sums(routing: Routing, top_k: int | None, wanted: _Wanted) -> Tensor:
         dense = top_k is None or top_k == num_experts  # all kept: their highest tells them apart
         dispatched = scores == scores.amax(dim=-1, keepdim=True) if dense else scores > 0
         # Ties share a sample.
-        dispatch = (dispatched / dispatched.sum(dim=-1, keepdim=True)).sum(dim=0)
+        shares = dispatched.to(scores.dtype) / dispatched.sum(dim=-1, keepdim=True)
+        dispatch = shares.sum(dim=0)
         importance = scores.sum(dim=0)
     if wanted.z_loss:
         squared_lse = routing.logits.logsumexp(dim=-1).square().sum(dim=0)

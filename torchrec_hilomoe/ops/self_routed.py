@@ -70,8 +70,8 @@ def self_routed_linear(
     of x, which is complete at once. Worth it for few experts, where
     :func:`~torchrec_hilomoe.ops.projecting_keys_is_cheaper`.
 
-    A mean of x that is large beside its deviation costs the digits that rounding x itself costs.
-    Can be differentiated once. Equal to :func:`~torchrec_hilomoe.ops.route_projected` of the layer
+    A mean of x that is large beside its deviation costs digits of the logits, about one more than
+    rounding x itself does. Can be differentiated once. Equal to :func:`~torchrec_hilomoe.ops.route_projected` of the layer
     norm and :func:`~torchrec_hilomoe.ops.hilomoe_linear`.
 
     Args:

@@ -119,7 +119,7 @@ class _TiledExperts(torch.autograd.Function):
         grad_samples = None if grad_x is None else grad_x.view(samples.shape)
         grad_weight, grad_u, grad_v = (torch.zeros_like(t) for t in (weight, u, v))
         grad_bias = weight.new_zeros(weight.size(0))
-        grad_gates = torch.empty_like(gates)
+        grad_gates = torch.zeros_like(gates)  # there may be no tile
         for tile in tiles(samples, grad_y):
             x_tile, grad_tile = samples[tile].flatten(0, 1), grad_y[tile].flatten(0, 1)
             gated = (projected[tile] * gates[tile]).flatten(0, 1)
