@@ -71,8 +71,9 @@ def self_routed_linear(
     :func:`~torchrec_hilomoe.ops.projecting_keys_is_cheaper`.
 
     A mean of x that is large beside its deviation costs digits of the logits, about one more than
-    rounding x itself does. Can be differentiated once. Equal to :func:`~torchrec_hilomoe.ops.route_projected` of the layer
-    norm and :func:`~torchrec_hilomoe.ops.hilomoe_linear`.
+    rounding x itself does. Can be differentiated once. Equal to
+    :func:`~torchrec_hilomoe.ops.route_projected` of the layer norm and
+    :func:`~torchrec_hilomoe.ops.hilomoe_linear`.
 
     Args:
         x (Tensor): ``[B, d]``, float32 or float64, like the rest.
