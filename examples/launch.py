@@ -81,15 +81,7 @@ def launch(
                 print(ended, file=sys.stderr)
             raise SystemExit(ended.exit_code) from None
         except (HiLoMoEError, OmegaConfBaseException) as error:
-            job = _job_of_multirun()
-            print(f"error on rank {dist.get_rank()}{job}: {error}", file=sys.stderr)
-            output_dir = Path(HydraConfig.get().runtime.output_dir)
-            if output_dir.name == name:  # made by Hydra, for no run
-                with suppress(OSError):  # not empty, or removed by another rank
-                    output_dir.rmdir()
-            # Of several ranks, one alone may be here.
-            goes_on = bool(job) and dist.get_world_size() == 1
-            raise (_JobError() if goes_on else SystemExit(1)) from None
+            raise _ended(error, name) from None
         except Exception:
             traceback.print_exc()
             raise SystemExit(1) from None
@@ -114,6 +106,16 @@ def launch(
     shutdown(exit_code)
 
 
-def _job_of_multirun() -> str:
+def _ended(error: Exception, output_name: str) -> BaseException:
+    """Says what was wrong; returns what to raise."""
     hydra_config = HydraConfig.get()
-    return f", job {hydra_config.job.num}" if hydra_config.mode == RunMode.MULTIRUN else ""
+    is_multirun = hydra_config.mode == RunMode.MULTIRUN
+    job = f", job {hydra_config.job.num}" if is_multirun else ""
+    print(f"error on rank {dist.get_rank()}{job}: {error}", file=sys.stderr)
+    output_dir = Path(hydra_config.runtime.output_dir)
+    if output_dir.name == output_name:  # made by Hydra, for no run
+        with suppress(OSError):  # not empty, or removed by another rank
+            output_dir.rmdir()
+    # Of several ranks, one alone may be here.
+    goes_on = is_multirun and dist.get_world_size() == 1
+    return _JobError() if goes_on else SystemExit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ TABULAR = (
 
 
 @pytest.fixture
-def launch(tmp_path: Path, write_clicks) -> subprocess.CompletedProcess[str]:
+def launch(tmp_path: Path, write_clicks) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Two ranks with overrides of their own, after the files 0.csv and 1.csv were written."""
     write_clicks(tmp_path / "0.csv", 200, 0)
     write_clicks(tmp_path / "1.csv", 200, 1)
