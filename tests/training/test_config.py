@@ -4,7 +4,13 @@ import pytest
 
 from torchrec_hilomoe.config import parse_config
 from torchrec_hilomoe.errors import ConfigError
-from torchrec_hilomoe.training import StageConfig, TrainingConfig
+from torchrec_hilomoe.training import (
+    PartOptimizerConfig,
+    ShardingConfig,
+    StageConfig,
+    TableOptimizerConfig,
+    TrainingConfig,
+)
 
 
 def test_a_stage_in_which_nothing_would_learn_is_refused():
@@ -13,3 +19,23 @@ def test_a_stage_in_which_nothing_would_learn_is_refused():
     with pytest.raises(ConfigError, match=message):
         parse_config(TrainingConfig, {"stages": {"only": stage}}, "training")
     parse_config(StageConfig, {**stage, "train": ["experts", "router", "backbone"]})
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: StageConfig(batches=-5), "batches must be at least 1, got -5"),
+        (lambda: StageConfig(batches=1, train=["tabels"]), "train must be one of .* got 'tabels'"),
+        (
+            lambda: StageConfig(batches=1, learning_rate_scale={"expert": 0.1}),
+            "learning_rate_scale must be one of .* got 'expert'",
+        ),
+        (lambda: TableOptimizerConfig(kernel="dens"), "kernel must be one of .* got 'dens'"),
+        (lambda: TableOptimizerConfig(name="adamw"), "name must be one of .* got 'adamw'"),
+        (lambda: PartOptimizerConfig(name="adamw"), "name must be one of .* got 'adamw'"),
+        (lambda: ShardingConfig(type="rowwise"), "type must be one of .* got 'rowwise'"),
+    ],
+)
+def test_configurations_that_are_built_in_python_are_checked_too(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

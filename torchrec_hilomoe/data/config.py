@@ -169,8 +169,8 @@ class DataConfig:
     Args:
         name (str): what logs and reports call the data set.
         source (str): ``"tabular"`` reads CSV, TSV and Parquet files; ``"synthetic"`` generates
-            its own; ``"movielens100k"`` downloads its own; ``"criteo_1tb"`` reads the npy
-            binaries of TorchRec's preprocessing.
+            its own and ``"movielens100k"`` downloads its own, of the ``schema`` in ``conf/data``;
+            ``"criteo_1tb"`` reads the npy binaries of TorchRec's preprocessing.
         train (str | list[str] | None): file, folder or glob of the training rows, or several.
         valid (str | list[str] | None): the same for validation.
         test (str | list[str] | None): the same for testing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -21,6 +22,22 @@ def check_type(name: str, value: Any, kind: type) -> None:
     """
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} must be {_EXPECTED[kind]}, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Refuses what is none of the choices.
+
+    Args:
+        name (str): of the argument.
+        value (Any): what was given.
+        choices (Iterable[Any]): what is allowed.
+
+    Raises:
+        ValueError: the value is none of these.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_whole(name: str, value: Any, at_least: int) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.modules import AuxiliaryLossConfig, DensePart
+from torchrec_hilomoe.modules.checks import check_choice, check_whole
 
 Part = Literal["tables", DensePart]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -24,6 +25,10 @@ ShardingType = Literal[
     "grid_shard",
     "data_parallel",
 ]
+
+DenseOptimizer = Literal["sgd", "adagrad", "adam"]
+TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+Kernel = Literal["fused", "dense"]
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -54,6 +59,12 @@ class StageConfig:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.batches is None):
             raise ValueError("give the length of the stage by exactly one of epochs and batches")
+        if self.batches is not None:
+            check_whole("batches", self.batches, at_least=1)
+        for part in self.train:
+            check_choice("train", part, PARTS)
+        for part in self.learning_rate_scale:
+            check_choice("learning_rate_scale", part, PARTS)
         if not self.train:
             raise ValueError("train is empty: name the parts that learn")
         if len(set(self.train)) < len(self.train):
@@ -144,12 +155,13 @@ class PartOptimizerConfig:
 
     __pydantic_config__ = STRICT
 
-    name: Literal["sgd", "adagrad", "adam"] = "adam"
+    name: DenseOptimizer = "adam"
     learning_rate: Rate = 1e-3
     l2: Rate = 0.0
     eps: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
+        check_choice("name", self.name, get_args(DenseOptimizer))
         _check_eps(self.name, self.eps)
 
 
@@ -176,13 +188,15 @@ class TableOptimizerConfig:
 
     __pydantic_config__ = STRICT
 
-    name: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
-    kernel: Literal["fused", "dense"] = "fused"
+    name: TableOptimizer = "rowwise_adagrad"
+    kernel: Kernel = "fused"
     learning_rate: Rate = 0.05
     l2: Rate = 0.0
     eps: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
+        check_choice("name", self.name, get_args(TableOptimizer))
+        check_choice("kernel", self.kernel, get_args(Kernel))
         _check_eps(self.name, self.eps)
         if self.l2 and self.kernel == "fused":
             raise ValueError("l2 covers whole tables and needs kernel=dense")
@@ -224,6 +238,9 @@ class ShardingConfig:
 
     type: ShardingType = "auto"
     memory_per_rank_gib: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("type", self.type, get_args(ShardingType))
 
 
 @dataclass
