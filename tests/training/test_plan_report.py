@@ -48,7 +48,7 @@ def test_every_table_and_the_memory_of_each_rank():
 
 
 def test_a_plan_that_does_not_fit_names_the_table(device, features):
-    with pytest.raises(ConfigError, match="the largest table is t_user, 40 x 8"):
+    with pytest.raises(ConfigError, match="The largest table is t_user, 40 x 8"):
         build_sharded(
             parse_model_config({"name": "hilomoe", "embedding_dim": 8}),
             features,
