@@ -48,7 +48,7 @@ def launch(tmp_path: Path, write_clicks) -> Callable[..., subprocess.CompletedPr
     [
         ("data.train=0.csv seed=$RANK", "seed (0 on rank 0, 1 on rank 1): must be the same"),
         ("data.train=$RANK.csv", "on rank 1): must be the same on every rank; start all hosts"),
-        ("data.train=0.csv output_dir=out$RANK", "output_dir must be in a folder that all hosts"),
+        ("data.train=0.csv output_dir=out$RANK", "all hosts share: rank 1 does not see in"),
     ],
 )
 def test_what_has_to_be_alike_is(launch, overrides: str, expected: str) -> None:
