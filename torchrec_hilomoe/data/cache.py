@@ -17,8 +17,9 @@ from filelock import FileLock
 
 from torchrec_hilomoe.errors import DataError
 
+#: Codes of errors of file systems that have no locks.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _READ_BYTES = 1 << 22
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def cache_root(configured: str | None) -> Path:
@@ -138,7 +139,7 @@ def _locked(target: Path) -> Iterator[None]:
     try:
         held = FileLock(target.parent / f".{target.name}.lock").acquire()
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         raise DataError(
             f"data.cache_dir: {target.parent} is on a file system without locks ({error}); name a "

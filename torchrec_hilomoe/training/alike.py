@@ -28,18 +28,18 @@ def check_alike(values: Mapping[str, Any]) -> None:
     Example:
         >>> from torchrec_hilomoe.training.distributed import init_process_group
         >>> device = init_process_group()  # of one rank
-        >>> check_alike({"seed": 1, "data": {"batch_size": 512}})
+        >>> check_alike({"seed": 1, "model": {"scale": float("nan")}})
         >>> dist.destroy_process_group()
     """
-    own = dict(flat_keys(values))
-    of_ranks: list[dict[str, Any]] = [own] * dist.get_world_size()
+    own = {key: repr(value) for key, value in flat_keys(values)}  # as text NaN equals itself
+    of_ranks: list[dict[str, str]] = [own] * dist.get_world_size()
     dist.all_gather_object(of_ranks, own)
     first = of_ranks[0]
     for rank, other in enumerate(of_ranks):
         keys = [key for key in first | other if first.get(key) != other.get(key)]
         if keys:
             shown = ", ".join(
-                f"{key} ({first.get(key)!r} on rank 0, {other.get(key)!r} on rank {rank})"
+                f"{key} ({first.get(key)} on rank 0, {other.get(key)} on rank {rank})"
                 for key in keys[:_SHOWN]
             )
             more = f" and {len(keys) - _SHOWN} more keys" if len(keys) > _SHOWN else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 import uuid
@@ -13,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from torch import distributed as dist
 
+from torchrec_hilomoe.data.cache import NO_LOCKS
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training.distributed import agree, broadcast, is_main_rank
 
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 # Data workers of a process that was killed end some seconds after it, and hold the lock until then.
 _PATIENCE = 15.0
 _POLL_SECONDS = 0.1
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -53,7 +52,7 @@ def exclusive(folder: Path) -> Iterator[None]:
                 "choose another folder"
             ) from None
         except OSError as error:
-            if error.errno in _NO_LOCKS:
+            if error.errno in NO_LOCKS:
                 logger.warning("output_dir: %s is on a file system without locks", folder)
                 return
             raise ConfigError(f"output_dir: cannot write {folder}: {error}") from None

@@ -126,8 +126,9 @@ def shard_model(
         return DistributedModelParallel(
             model, env=env, device=device, plan=plan, sharders=[sharder], init_parameters=False
         )
-    except RuntimeError as error:  # torch.OutOfMemoryError on CUDA is one, too
-        if "memory" not in str(error):
+    except RuntimeError as error:
+        # On CPU it has no type of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise ConfigError(
             f"model: rank {dist.get_rank()} has no memory for its part of the tables: {error}. "
