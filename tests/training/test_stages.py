@@ -40,6 +40,7 @@ from torchrec_hilomoe.training import (
     enter_stage,
     init_tables,
     make_tables,
+    part_parameters,
     shard_model,
 )
 
@@ -111,6 +112,19 @@ def test_each_stage_moves_just_its_parts(make_model, make_batch, name, tables):
         before = _snapshot(model)
         _train(model, stage, [make_batch(10 * seed + i) for i in range(4)], tables)
         assert _changed_parts(before, _snapshot(model)) == expected
+
+
+@pytest.mark.parametrize("tables", [TableOptimizerConfig(), DENSE_ADAM], ids=["fused", "dense"])
+def test_what_is_frozen_keeps_no_gradient_of_the_stage_before(make_model, make_batch, tables):
+    """It would count where all gradients are clipped, and take as much memory as the weights."""
+    model = make_model(tables)
+    enter_stage(model, JOINT)
+    _train(model, JOINT, [make_batch()], tables)
+    enter_stage(model, SPECIALISE)
+    parts = part_parameters(model)
+    frozen = [*parts["tables"].values(), *parts["backbone"].values()]
+    assert frozen
+    assert all(parameter.grad is None for parameter in frozen)
 
 
 class OwnSparseArch(nn.Module):

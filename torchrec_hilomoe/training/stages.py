@@ -69,6 +69,9 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
             module.frozen = freezes
     for parameter, value in learns.items():
         parameter.requires_grad_(value)
+    frozen = [parameter for parameter, value in learns.items() if not value]
+    for parameter in (*frozen, *(part_parameters(inner)["tables"].values() if freezes else ())):
+        parameter.grad = None  # of the stage before: no optimizer of this one clears it
     set_train_mode(model, stage)
     if changes:
         _rewrap(model)
