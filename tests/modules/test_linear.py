@@ -110,6 +110,17 @@ def test_disabled_experts_leave_nn_linear(training) -> None:
     assert linear.router.keys.grad is None
 
 
+def test_experts_take_part_in_a_transformer_that_evaluates() -> None:
+    """Its fast path would call no linear."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    layer.linear1 = with_experts(HiLoMoELinear(8, 16, CONFIG))
+    layer.linear2 = with_experts(HiLoMoELinear(16, 8, CONFIG))
+    x = torch.randn(3, 5, 8)
+    expected = layer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), expected)
+
+
 def test_disabled_experts_skip_the_router() -> None:
     linear = HiLoMoELinear(12, 10, CONFIG)
     calls: list[nn.Module] = []

@@ -129,7 +129,10 @@ class RoutedLinear(nn.Module):
 
 
 class HiLoMoELinear(RoutedLinear):
-    """A :class:`RoutedLinear` with a router of its own: stands wherever an ``nn.Linear`` stands.
+    """A :class:`RoutedLinear` with a router of its own: stands wherever an ``nn.Linear`` is called.
+
+    ``nn.MultiheadAttention`` takes the weight of its ``out_proj`` without a call, and would leave
+    the experts out. ``nn.TransformerEncoder`` with padding needs ``enable_nested_tensor=False``.
 
     Args:
         in_features (int): d.
@@ -154,6 +157,9 @@ class HiLoMoELinear(RoutedLinear):
     ) -> None:
         super().__init__(in_features, out_features, config, device, dtype)
         self.router = HierarchicalRouter(in_features, config, device, dtype)
+        # In evaluation nn.TransformerEncoderLayer takes weight and bias of its linears and calls
+        # none of them, experts left out, unless one has a hook.
+        self.register_forward_pre_hook(_needs_the_call)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Routes each sample by its input, the mean of its tokens, and applies base and experts.
@@ -186,6 +192,10 @@ class HiLoMoELinear(RoutedLinear):
             and self.router.projects_keys(x)
             and (self.top_k is None or not gathering_is_cheaper(self.expert_u.size(1), self.top_k))
         )
+
+
+def _needs_the_call(linear: nn.Module, inputs: tuple[Tensor]) -> None:
+    pass
 
 
 def shared_routing(router: HierarchicalRouter, linears: Iterable[nn.Module], x: Tensor) -> Routing:
