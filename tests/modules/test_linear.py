@@ -81,6 +81,17 @@ def test_loads_the_checkpoint_of_nn_linear() -> None:
     assert torch.equal(linear(x), dense(x))
 
 
+def test_stands_for_a_linear_without_bias() -> None:
+    dense, linear = nn.Linear(12, 10, bias=False), HiLoMoELinear(12, 10, CONFIG)
+    linear.load_state_dict(dense.state_dict(), strict=False)
+    nn.init.zeros_(linear.bias).requires_grad_(False)
+    x = torch.randn(700, 12)
+    y = linear(x)
+    assert torch.equal(y, dense(x))
+    y.sum().backward()
+    assert linear.bias.grad is None
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_in_the_first_step_u_alone_of_the_experts_learns(tied) -> None:
     linear = HiLoMoELinear(12, 10, HiLoMoEConfig(3, 4, tied_keys=tied))
