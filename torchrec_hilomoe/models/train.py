@@ -33,7 +33,8 @@ class DLRM_HiLoMoETrain(nn.Module):  # noqa: N801 (named as the model it wraps)
     """Wraps a CTR model for TorchRec's pipelines, as `torchrec.models.dlrm.DLRMTrain` does.
 
     Adds the auxiliary losses of every `HierarchicalRouter` inside the model to the task loss.
-    Models without one (TorchRec's own DLRMs too) train on the task loss alone.
+    Models without one (TorchRec's own DLRMs too) train on the task loss alone. Routers are found
+    once, here: layers with experts that take the place of others later train without these losses.
 
     Args:
         model (nn.Module): ``(dense_features, sparse_features) → logits [B, 1]``.
