@@ -121,6 +121,19 @@ def test_traces_and_scripts(name, collection, make_features):
     torch.testing.assert_close(scripted(dense, sparse), expected)
 
 
+@pytest.mark.parametrize("name", interaction_names())
+def test_parts_alone_trace_and_script(name, collection):
+    model = _build(name, collection, NUM_DENSE).eval()
+    num_sparse = sum(len(t.feature_names) for t in collection.embedding_bag_configs())
+    embedded = torch.rand(6, DIM), torch.rand(6, num_sparse, DIM)
+    for part, inputs in (
+        (model.inter_arch, embedded),
+        (model.over_arch, (model.inter_arch(*embedded),)),
+    ):
+        scripted = torch.jit.script(symbolic_trace(part))
+        torch.testing.assert_close(scripted(*inputs), part(*inputs))
+
+
 def test_first_sparse_feature_stands_in_for_dense(collection, make_features):
     model = _build("dlrm_cat", collection, 0)
     sparse = make_features()

@@ -1,6 +1,7 @@
 """A CTR model that takes tensors alone, as runtimes do that know of no ``KeyedJaggedTensor``."""
 
-from __future__ import annotations
+# Annotations stay evaluated: TorchScript cannot read the strings that
+# `from __future__ import annotations` would leave in an FX-traced forward.
 
 from collections.abc import Sequence
 

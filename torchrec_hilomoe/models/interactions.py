@@ -1,6 +1,7 @@
 """The interaction architectures that come registered: TorchRec's own and HiLoMoE's forms."""
 
-from __future__ import annotations
+# Annotations stay evaluated: TorchScript cannot read the strings that
+# `from __future__ import annotations` would leave in an FX-traced forward.
 
 from dataclasses import dataclass, field
 from typing import Annotated

@@ -1,6 +1,7 @@
 """The over arch: the MLP behind the interaction."""
 
-from __future__ import annotations
+# Annotations stay evaluated: TorchScript cannot read the strings that
+# `from __future__ import annotations` would leave in an FX-traced forward.
 
 from collections.abc import Sequence
 
