@@ -106,6 +106,8 @@ TEXTS = ["a|b", "", "b", None, "|c|"]
         pa.array(TEXTS),
         pa.array(LISTS, pa.list_(pa.string())),
         pa.array(LISTS, pa.large_list(pa.string())),
+        pa.array(LISTS, pa.list_view(pa.string())),
+        pa.array(LISTS, pa.large_list_view(pa.string())),
         pa.array([["z"], *LISTS], pa.list_(pa.string())).slice(1),
     ],
 )
@@ -123,6 +125,13 @@ def test_lists_of_numbers() -> None:
     assert bags.values.to_pylist() == ["0", "1", "2", "3"]
     fixed = pa.array([[1, 2], [3, 4]], pa.list_(pa.int64(), 2))
     assert parse({"t": fixed}, multi_valued=["t"]).multi_valued[0].lengths.tolist() == [2, 2]
+
+
+def test_list_views_need_not_lie_in_order() -> None:
+    views = pa.ListViewArray.from_arrays([2, 0, 1], [1, 2, 2], pa.array(["a", "b", "c"]))
+    bags = parse({"t": views}, multi_valued=["t"]).multi_valued[0]
+    assert bags.lengths.tolist() == [1, 2, 2]
+    assert bags.values.to_pylist() == ["c", "a", "b", "b", "c"]
 
 
 @pytest.mark.parametrize("column", [pa.nulls(3), pa.array([[], None, [None]])])

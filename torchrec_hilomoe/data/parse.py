@@ -224,7 +224,8 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    views = pa.types.is_list_view, pa.types.is_large_list_view
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, *views)
     return any(test(kind) for test in tests)
 
 
