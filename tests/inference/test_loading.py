@@ -37,6 +37,12 @@ def test_predicts_what_the_training_scores(trained, scored):
     torch.testing.assert_close(predict_file(model, trained), scored)
 
 
+def test_a_device_may_be_given_by_name(trained, scored):
+    torch.testing.assert_close(
+        predict_file(load_for_serving(trained.checkpoint, "cpu"), trained), scored
+    )
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_serves_on_the_device_that_is_given(trained, scored):
     device = torch.device("cuda")

@@ -15,7 +15,9 @@ from torchrec_hilomoe.training.checkpoint.description import WEIGHTS
 from torchrec_hilomoe.training.checkpoint.safe_load import load_tensors
 
 
-def load_for_serving(checkpoint: Path | str, device: torch.device | None = None) -> FlatInputs:
+def load_for_serving(
+    checkpoint: Path | str, device: torch.device | str | None = None
+) -> FlatInputs:
     """Loads the model of a checkpoint into this process, tables and all.
 
     Needs no process group; inside of one it is no collective. The checkpoint may come from any
@@ -23,7 +25,7 @@ def load_for_serving(checkpoint: Path | str, device: torch.device | None = None)
 
     Args:
         checkpoint (Path | str): such as ``OUTPUT_DIR/checkpoints/best``.
-        device (torch.device | None): None for the CPU.
+        device (torch.device | str | None): None for the CPU.
 
     Returns:
         FlatInputs: in evaluation mode, without gradients, with the experts on or off as they were
@@ -36,7 +38,7 @@ def load_for_serving(checkpoint: Path | str, device: torch.device | None = None)
     checkpoint = Path(checkpoint)
     info = read_info(checkpoint)
     verify(checkpoint)
-    device = device or torch.device("cpu")
+    device = torch.device(device or "cpu")
     tables = make_tables(info.features, info.model.table_dim).to_empty(device=device)
     model = build_model(info.model, tables, len(info.features.dense), device)
     train_model = DLRM_HiLoMoETrain(model)  # the names in a checkpoint are its
