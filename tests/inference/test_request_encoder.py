@@ -81,6 +81,12 @@ def test_a_request_without_rows_is_refused(encoder):
         encoder.encode(one_row().slice(1))
 
 
+@pytest.mark.parametrize("rows", [ROW, [ROW]], ids=["a dict", "dicts"])
+def test_rows_of_other_types_are_refused_with_a_way_to_make_them(encoder, rows):
+    with pytest.raises(DataError, match="no Arrow RecordBatch.*from_pylist"):
+        encoder.encode(rows)
+
+
 def test_times_of_python_are_those_of_a_file(tmp_path):
     def times(kind):
         return pa.array([1577934290, 1577934291], pa.timestamp("s")).cast(kind)

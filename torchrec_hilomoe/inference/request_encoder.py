@@ -62,9 +62,14 @@ class RequestEncoder:
             Request: for `FlatInputs`, on the CPU.
 
         Raises:
-            DataError: a column is missing, is there twice or holds what cannot be used, or there
-                are no rows.
+            DataError: a column is missing, is there twice or holds what cannot be used, there are
+                no rows, or they are of another type.
         """
+        if not isinstance(rows, pa.RecordBatch | pa.Table):
+            raise DataError(
+                f"{_SOURCE}: is a {type(rows).__name__}, no Arrow RecordBatch or Table; make one by "
+                "pyarrow.RecordBatch.from_pylist (of dicts, a row each) or from_pandas"
+            )
         wrong = [name for name in self.columns if rows.schema.names.count(name) != 1]
         if wrong:
             raise DataError(
