@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 from accuracy_plan import Entry
-from pyarrow import csv as pyarrow_csv
-from pyarrow import parquet
+from accuracy_splits import carve, data_of, sample
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from runs import config_digest
+
+from torchrec_hilomoe.errors import HiLoMoEError
 
 HERE = Path(__file__).parent
 COLUMNS = [
@@ -204,19 +205,24 @@ class Runner:
             return []
         if self._root is None:
             raise RunError("--root: required, the folder of the data files of the plan")
-        train, source = (self._root / entry.files[split] for split in ("train", "valid"))
+        files = {split: str(self._root / entry.files[split]) for split in ("train", "valid")}
+        train = files["train"]
         halves = [
             self._work / "data" / f"{entry.data}-{half}.parquet" for half in ("valid", "test")
         ]
-        with self._carving:
-            if not all(half.exists() for half in halves):
-                carve(source, halves)
-            if entry.tune_rows and not with_test:
-                whole = train
-                train = self._work / "data" / f"{entry.data}-train-{entry.tune_rows}.parquet"
-                if not train.exists():
-                    sample(whole, train, entry.tune_rows)
-        given = [f"data.train={train}", f"data.valid={halves[0]}"]
+        try:
+            with self._carving:
+                if not all(half.exists() for half in halves):
+                    carve(data_of(entry, files), halves)
+                if entry.tune_rows and not with_test:
+                    part = self._work / "data" / f"{entry.data}-train-{entry.tune_rows}.parquet"
+                    if not part.exists():
+                        sample(data_of(entry, files), part, entry.tune_rows)
+                    train = str(part)
+        except (HiLoMoEError, HydraException, OmegaConfBaseException) as error:
+            raise RunError(f"the files of {entry.data} cannot be cut: {error}") from error
+        # The halves are Parquet, whatever the format of the plan's files.
+        given = [f"data.train={train}", f"data.valid={halves[0]}", "data.format=auto"]
         return [*given, f"data.test={halves[1]}"] if with_test else given
 
 
@@ -250,43 +256,3 @@ def expert_health(metrics: dict[str, Any]) -> dict[str, float]:
             round(router["paths"] / min(router["possible_paths"], samples), 4) for router in routers
         ),
     }
-
-
-def carve(source: Path, halves: Sequence[Path]) -> None:
-    """Cuts a file by chance, but always alike, into equal parts; rows keep their order.
-
-    Args:
-        source (Path): CSV or Parquet.
-        halves (Sequence[Path]): Parquet files to be written.
-    """
-    rows = _read(source)
-    order = np.random.default_rng(0).permutation(rows.num_rows)
-    for half, chosen in zip(halves, np.array_split(order, len(halves)), strict=True):
-        _write(rows.take(np.sort(chosen)), half)
-
-
-def sample(source: Path, target: Path, num_rows: int) -> None:
-    """So many rows by chance, but always the same, in their order.
-
-    Args:
-        source (Path): CSV or Parquet.
-        target (Path): Parquet file to be written.
-        num_rows (int): rows of the sample; all rows if there are no more.
-    """
-    rows = _read(source)
-    chosen = np.random.default_rng(0).permutation(rows.num_rows)[:num_rows]
-    _write(rows.take(np.sort(chosen)), target)
-
-
-def _write(rows: pa.Table, path: Path) -> None:
-    """Whole or not at all: a file that is there is taken for good."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    parquet.write_table(rows, unfinished)
-    unfinished.replace(path)
-
-
-def _read(path: Path) -> pa.Table:
-    if ".parquet" in path.suffixes:
-        return parquet.read_table(path)
-    return pyarrow_csv.read_csv(path)

@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from pyarrow import csv as pyarrow_csv
 from pyarrow import parquet
 
 
@@ -21,33 +20,6 @@ def test_table_counts_only_trials_within_the_space(load, plan, tmp_path: Path, r
     assert again.best_trial(entry) == ["model.dropout=0.2", "model.over_arch_layer_sizes=[4,4]"]
 
 
-def test_carved_halves_are_the_valid_file(load, tmp_path: Path) -> None:
-    valid = tmp_path / "valid.csv"
-    valid.write_text("label,user\n" + "".join(f"{i % 2},{i}\n" for i in range(101)))
-    paths = [[tmp_path / work / half for half in ("valid", "test")] for work in ("a", "b")]
-    for halves in paths:
-        load("accuracy_runs").carve(valid, halves)
-    first, second = ([parquet.read_table(path) for path in halves] for halves in paths)
-    assert first == second
-    users = [set(half["user"].to_pylist()) for half in first]
-    assert [len(half) for half in users] == [51, 50]
-    assert users[0] | users[1] == set(pyarrow_csv.read_csv(valid)["user"].to_pylist())
-
-
-def test_a_carving_that_was_cut_off_leaves_no_half(load, tmp_path: Path, monkeypatch) -> None:
-    runs, half = load("accuracy_runs"), tmp_path / "half.parquet"
-    (tmp_path / "valid.csv").write_text("label\n1\n0\n")
-
-    def cut_off(rows, path) -> None:
-        path.write_bytes(b"PAR1")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runs.parquet, "write_table", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        runs.carve(tmp_path / "valid.csv", [half])
-    assert not half.exists()
-
-
 def test_tuning_sees_a_sample_and_no_test_rows(load, tmp_path: Path) -> None:
     for name in ("train", "valid"):
         (tmp_path / f"{name}.csv").write_text("label,user\n" + "1,2\n0,3\n" * 40)
@@ -57,9 +29,9 @@ def test_tuning_sees_a_sample_and_no_test_rows(load, tmp_path: Path) -> None:
     tuning = dict(override.split("=") for override in runner._files(entry, with_test=False))
     seed = dict(override.split("=") for override in runner._files(entry, with_test=True))
     assert parquet.read_table(tuning["data.train"]).num_rows == 30
-    assert set(tuning) == {"data.train", "data.valid"}
+    assert set(tuning) == {"data.train", "data.valid", "data.format"}
     assert seed["data.train"] == str(tmp_path / "train.csv")
-    assert set(seed) == {"data.train", "data.valid", "data.test"}
+    assert set(seed) == {*tuning, "data.test"}
 
 
 def test_a_run_of_predictions_that_are_not_finite_is_no_row(load, plan, tmp_path, monkeypatch):
