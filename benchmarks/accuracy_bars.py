@@ -65,7 +65,8 @@ def bars_table(runs: pd.DataFrame, bars: Iterable[Bar] = BARS) -> Iterable[str]:
             gain, cost, seeds = str(compared), f"{ratio:.2f} ×", compared.seeds
             on_valid = str(compare(runs, bar.data, bar.model, other, "valid"))
             reached = "yes" if passed else "**no**"
-        against = f"`{other}`" if bar.other else f"`{other}`, best baseline"
+        named = [f"`{other}`"] if other else []
+        against = ", ".join(named if bar.other else [*named, "best baseline"])
         yield (
             f"| {bar.data} | `{bar.model}` | {against} | {gain} | ≥ {bar.gain:+.4f} | {on_valid} "
             f"| {cost} | ≤ {bar.cost:g} × | {reached} | {seeds} |"

@@ -133,6 +133,8 @@ def against(runs: pd.DataFrame, data: str, model: str, best: str | None) -> str:
 def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
     """Test AUC over FLOPs, one panel for each data set, and the line that nothing lies above."""
     names = list(runs[runs.kind == "seed"].data.unique())
+    if not names:  # none is tuned yet
+        return
     columns = min(2, len(names))
     lines = -(-len(names) // columns)
     figure = plt.figure(figsize=(8 * columns, 6 * lines), layout="constrained")

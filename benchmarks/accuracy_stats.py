@@ -75,7 +75,8 @@ def best_baseline(runs: pd.DataFrame, data: str) -> str | None:
     One seed may be a lucky one: those with three seeds go first.
     """
     rows = summary(runs, data)
-    known = rows[[is_baseline(model) for model in rows.index]]
+    # Without loc, the empty list of data without runs would choose columns.
+    known = rows.loc[[is_baseline(model) for model in rows.index]]
     tested = known[known.seeds >= 3]
     return next(iter(known.index if tested.empty else tested.index), None)
 

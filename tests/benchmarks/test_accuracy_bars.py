@@ -65,3 +65,12 @@ def test_comparisons_read_as_numbers_of_the_page(load) -> None:
     comparison = load("accuracy_stats").Comparison
     written = [str(comparison(0.001, p_value, 3)) for p_value in (0.0004, 0.0006, float("nan"))]
     assert written == ["+0.00100 (p < 0.001)", "+0.00100 (p 0.001)", "+0.00100"]
+
+
+def test_bars_of_data_without_runs_have_not_run(load, runs) -> None:
+    accuracy_bars = load("accuracy_bars")
+    bars = [accuracy_bars.Bar("cafe", "hilomoe", other, 0.0, 1.0) for other in (None, "dlrm")]
+    lines = list(accuracy_bars.bars_table(runs, bars))[2:-1]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [line[2] for line in cells] == ["best baseline", "`dlrm`"]
+    assert [line[8] for line in cells] == ["not run", "not run"]

@@ -50,6 +50,14 @@ def test_report_draws_the_frontier(load, tmp_path: Path) -> None:
     assert (tmp_path / "img" / "frontier.png").stat().st_size > 5000
 
 
+def test_report_of_trials_alone_has_no_frontier(load, tmp_path: Path) -> None:
+    import pandas as pd
+
+    runs = pd.DataFrame([{"data": "shop", "model": "dlrm", "kind": "trial", "seed": 0}])
+    load("accuracy_report").plot_frontier(runs, tmp_path / "frontier.png")
+    assert not (tmp_path / "frontier.png").exists()
+
+
 def test_help_writes_nothing(load, capsys, monkeypatch) -> None:
     report = load("accuracy_report")
     monkeypatch.setattr("sys.argv", ["accuracy_report.py", "--help"])
