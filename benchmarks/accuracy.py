@@ -9,6 +9,9 @@ python benchmarks/accuracy_report.py              # docs/results.md and its plot
 Every finished run is a line of ``benchmarks/results/accuracy.csv``, and is never run again. Tuning
 sees the valid split alone; the split called test here is carved from the valid file, and scored
 once a run, after tuning.
+
+In a plan of yours ``hydra.searchpath=[file:///FOLDER]`` among the overrides is what
+``--config-dir FOLDER`` is to a training. Paths are looked for from where you start it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import math
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,8 +33,9 @@ HERE = Path(__file__).parent
 def main() -> None:
     """Runs what is planned and not yet done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plan", type=Path, default=HERE / "accuracy.yaml")
-    parser.add_argument("--runs", type=Path, default=HERE / "results" / "accuracy.csv")
+    parser.add_argument("--plan", type=Path, default=HERE / "accuracy.yaml", help="YAML")
+    runs = HERE / "results" / "accuracy.csv"
+    parser.add_argument("--runs", type=Path, default=runs, help="CSV that finished runs go to")
     parser.add_argument("--root", type=Path, help="folder of the plan's data files")
     parser.add_argument("--work", type=Path, default=Path("outputs/accuracy"), help="scratch")
     parser.add_argument("--only", nargs="*", default=["*"], help="patterns of DATA/MODEL")
@@ -124,5 +127,4 @@ def tune(plan: Plan, entry: Entry, runner: Runner) -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(HERE.parent)
     main()

@@ -80,7 +80,7 @@ def load_plan(path: Path) -> Plan:
                     model,
                     files,
                     [*common, *settings["overrides"], *its.get(model, [])],
-                    _choices(its["space"] | settings["space"]),
+                    _choices(its.get("space", {}) | settings.get("space", {})),
                     its.get("tune_rows"),
                 )
             )

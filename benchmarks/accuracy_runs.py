@@ -151,7 +151,7 @@ class Runner:
         output = self._work / "runs" / f"{os.getpid()}-{threading.get_ident()}"
         command = [
             sys.executable,
-            "examples/train_dlrm_hilomoe.py",
+            str(HERE.parent / "examples" / "train_dlrm_hilomoe.py"),
             *entry.overrides,
             *chosen,
             *self._files(entry, with_test=kind == "seed"),

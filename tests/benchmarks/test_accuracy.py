@@ -50,6 +50,28 @@ def test_variants_take_over_the_choices_of_their_model(load, plan) -> None:
     }
 
 
+def test_models_without_choices_are_taken_as_they_ship(load, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "trials: 3\nseeds: [0]\nmodels: {dcn: {overrides: [model=dcn]}}\n"
+        "data: {shop: {overrides: [data=tabular]}}\n"
+    )
+    plan = load("accuracy_plan").load_plan(path)
+    table = load("accuracy_runs").RunTable(tmp_path / "runs.csv")
+    (entry,) = plan.entries
+    assert load("accuracy").planned(plan, entry) == 1
+    assert load("accuracy").choices(plan, entry, table) == []
+
+
+@pytest.mark.slow
+def test_paths_are_looked_for_from_where_it_is_started(plan, tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "accuracy.py"
+    command = [sys.executable, script, "--plan", plan.name, "--dry-run"]
+    command += ["--only", "*/flat", "--runs", "runs.csv"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "synthetic/flat: 2 of 2 runs left\n"
+
+
 @pytest.mark.slow
 def test_runs_once_and_goes_on_when_started_again(plan, tmp_path: Path) -> None:
     runs = tmp_path / "runs.csv"

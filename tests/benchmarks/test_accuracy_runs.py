@@ -46,6 +46,24 @@ def test_a_run_of_predictions_that_are_not_finite_is_no_row(load, plan, tmp_path
     assert not table.rows
 
 
+def test_runs_start_where_the_benchmark_was_started(load, tmp_path: Path, monkeypatch) -> None:
+    runs, entry = load("accuracy_runs"), load("accuracy_plan").Entry("shop", "m", {}, [])
+    runner = runs.Runner(runs.RunTable(tmp_path / "r.csv"), None, Path("work"), math.inf)
+    commands = []
+
+    def fail(command: list[str], **options) -> subprocess.CompletedProcess:
+        commands.append((command, options.get("cwd")))
+        return subprocess.CompletedProcess(command, 1, stdout="", stderr="")
+
+    monkeypatch.chdir(tmp_path)  # where plugins of one's own are, and no examples
+    monkeypatch.setattr(runs.subprocess, "run", fail)
+    with pytest.raises(runs.RunError):
+        runner.run(entry, "trial", 0, [])
+    ((command, folder),) = commands
+    assert Path(command[1]).is_file()
+    assert folder is None
+
+
 def test_health_is_the_worst_after_the_last_stage(load) -> None:
     import pandas as pd
 
