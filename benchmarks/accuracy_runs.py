@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accuracy_plan import Entry
-from accuracy_splits import carve, data_of, sample
+from accuracy_splits import carved, data_of, sampled
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from runs import config_digest
@@ -206,19 +206,13 @@ class Runner:
         if self._root is None:
             raise RunError("--root: required, the folder of the data files of the plan")
         files = {split: str(self._root / entry.files[split]) for split in ("train", "valid")}
-        train = files["train"]
-        halves = [
-            self._work / "data" / f"{entry.data}-{half}.parquet" for half in ("valid", "test")
-        ]
+        folder, train = self._work / "data", files["train"]
         try:
             with self._carving:
-                if not all(half.exists() for half in halves):
-                    carve(data_of(entry, files), halves)
+                data = data_of(entry, files)
+                halves = carved(data, folder, entry.data)
                 if entry.tune_rows and not with_test:
-                    part = self._work / "data" / f"{entry.data}-train-{entry.tune_rows}.parquet"
-                    if not part.exists():
-                        sample(data_of(entry, files), part, entry.tune_rows)
-                    train = str(part)
+                    train = str(sampled(data, folder, entry.data, entry.tune_rows))
         except (HiLoMoEError, HydraException, OmegaConfBaseException) as error:
             raise RunError(f"the files of {entry.data} cannot be cut: {error}") from error
         # The halves are Parquet, whatever the format of the plan's files.

@@ -19,7 +19,7 @@ from torchrec_hilomoe.data.bad_rows import BadRows
 from torchrec_hilomoe.data.files import RawFormat
 from torchrec_hilomoe.data.lines import read_header
 from torchrec_hilomoe.data.readers import named_errors, read_chunks
-from torchrec_hilomoe.data.tabular import find_raw_files
+from torchrec_hilomoe.data.tabular import RawFiles, find_raw_files
 
 
 def data_of(entry: Entry, files: Mapping[str, str]) -> DataConfig:
@@ -36,30 +36,51 @@ def data_of(entry: Entry, files: Mapping[str, str]) -> DataConfig:
     return dataclasses.replace(parse_config(DataConfig, values, "data"), **files)
 
 
-def carve(data: DataConfig, halves: Sequence[Path]) -> None:
+def carved(data: DataConfig, folder: Path, name: str) -> list[Path]:
     """Cuts the valid split by chance, but always alike, into equal parts; rows keep their order.
 
     Args:
         data (DataConfig): with a valid split.
-        halves (Sequence[Path]): Parquet files to be written.
+        folder (Path): of the parts. Those of the same rows are not written again.
+        name (str): what the names of the parts begin with.
+
+    Returns:
+        list[Path]: Parquet files of valid and test.
     """
-    rows = _read(data, "valid")
-    order = np.random.default_rng(0).permutation(rows.num_rows)
-    for half, chosen in zip(halves, np.array_split(order, len(halves)), strict=True):
-        _write(rows.take(np.sort(chosen)), half)
+    files = find_raw_files(data, "valid")
+    halves = [_part(files, folder, f"{name}-{half}") for half in ("valid", "test")]
+    if not all(half.exists() for half in halves):
+        rows = _read(files)
+        order = np.random.default_rng(0).permutation(rows.num_rows)
+        for half, chosen in zip(halves, np.array_split(order, len(halves)), strict=True):
+            _write(rows.take(np.sort(chosen)), half)
+    return halves
 
 
-def sample(data: DataConfig, target: Path, num_rows: int) -> None:
+def sampled(data: DataConfig, folder: Path, name: str, num_rows: int) -> Path:
     """So many training rows by chance, but always the same, in their order.
 
     Args:
         data (DataConfig): with a train split.
-        target (Path): Parquet file to be written.
+        folder (Path): of the sample. One of the same rows is not written again.
+        name (str): what the name of the sample begins with.
         num_rows (int): rows of the sample; all rows if there are no more.
+
+    Returns:
+        Path: a Parquet file.
     """
-    rows = _read(data, "train")
-    chosen = np.random.default_rng(0).permutation(rows.num_rows)[:num_rows]
-    _write(rows.take(np.sort(chosen)), target)
+    files = find_raw_files(data, "train")
+    part = _part(files, folder, f"{name}-train-{num_rows}")
+    if not part.exists():
+        rows = _read(files)
+        chosen = np.random.default_rng(0).permutation(rows.num_rows)[:num_rows]
+        _write(rows.take(np.sort(chosen)), part)
+    return part
+
+
+def _part(files: RawFiles, folder: Path, name: str) -> Path:
+    """Files that change have other parts."""
+    return folder / f"{name}-{files.key(folder)[:12]}.parquet"
 
 
 def _write(rows: pa.Table, path: Path) -> None:
@@ -70,9 +91,8 @@ def _write(rows: pa.Table, path: Path) -> None:
     unfinished.replace(path)
 
 
-def _read(data: DataConfig, split: str) -> pa.Table:
+def _read(files: RawFiles) -> pa.Table:
     """All columns as a training reads them: with types of Arrow's choice, ids would be others."""
-    files = find_raw_files(data, split)
     tables = [
         pa.Table.from_batches([chunk.batch])
         for path in files.paths

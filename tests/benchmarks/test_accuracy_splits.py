@@ -34,9 +34,8 @@ def write_rows(path: Path, delimiter: str, rows: int = 40, header: bool = True) 
 def test_carved_halves_are_the_valid_file(load, tmp_path: Path) -> None:
     valid = tmp_path / "valid.csv"
     valid.write_text("label,user\n" + "".join(f"{i % 2},{i}\n" for i in range(101)))
-    paths = [[tmp_path / work / half for half in ("valid", "test")] for work in ("a", "b")]
-    for halves in paths:
-        load("accuracy_splits").carve(DataConfig(valid=str(valid)), halves)
+    carved, data = load("accuracy_splits").carved, DataConfig(valid=str(valid))
+    paths = [carved(data, tmp_path / work, "shop") for work in ("a", "b")]
     first, second = ([parquet.read_table(path) for path in halves] for halves in paths)
     assert first == second
     users = [half["user"].to_pylist() for half in first]
@@ -46,7 +45,7 @@ def test_carved_halves_are_the_valid_file(load, tmp_path: Path) -> None:
 
 
 def test_a_carving_that_was_cut_off_leaves_no_half(load, tmp_path: Path, monkeypatch) -> None:
-    splits, half = load("accuracy_splits"), tmp_path / "half.parquet"
+    splits = load("accuracy_splits")
     (tmp_path / "valid.csv").write_text("label\n1\n0\n")
 
     def cut_off(rows, path) -> None:
@@ -55,8 +54,25 @@ def test_a_carving_that_was_cut_off_leaves_no_half(load, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(splits.parquet, "write_table", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        splits.carve(DataConfig(valid=str(tmp_path / "valid.csv")), [half])
-    assert not half.exists()
+        splits.carved(DataConfig(valid=str(tmp_path / "valid.csv")), tmp_path / "work", "shop")
+    assert not list(tmp_path.glob("work/*.parquet"))
+
+
+def test_files_that_change_are_cut_anew(load, tmp_path: Path) -> None:
+    splits, file = load("accuracy_splits"), tmp_path / "rows.csv"
+    data, work = DataConfig(train=str(file), valid=str(file)), tmp_path / "work"
+
+    def parts() -> list[Path]:
+        return [*splits.carved(data, work, "shop"), splits.sampled(data, work, "shop", 1)]
+
+    file.write_text("label,user\n1,a\n0,b\n")
+    first = parts()
+    written = [part.stat().st_mtime_ns for part in first]
+    assert parts() == first
+    assert [part.stat().st_mtime_ns for part in first] == written
+    file.write_text("label,user\n1,c\n0,d\n")
+    for part in parts():
+        assert set(parquet.read_table(part)["user"].to_pylist()) <= {"c", "d"}
 
 
 @pytest.mark.parametrize("form", ["csv", "tsv", "no header"])
@@ -90,8 +106,8 @@ def test_folders_of_parts_are_cut(load, tmp_path: Path) -> None:
         ids = pa.array(2**62 + np.arange(10) + 10 * day)
         parquet.write_table(pa.table({"label": [0, 1] * 5, "user": ids}), part)
     (tmp_path / "valid" / "_SUCCESS").touch()
-    halves = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
-    load("accuracy_splits").carve(DataConfig(valid=str(tmp_path / "valid")), halves)
+    data = DataConfig(valid=str(tmp_path / "valid"))
+    halves = load("accuracy_splits").carved(data, tmp_path / "work", "shop")
     users = [user for half in halves for user in parquet.read_table(half)["user"].to_pylist()]
     assert sorted(users) == [2**62 + i for i in range(10, 30)]
 
