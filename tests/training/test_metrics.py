@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
+from torchrec_hilomoe.data import NO_GROUP
+from torchrec_hilomoe.data.hashing import fnv1a
 from torchrec_hilomoe.training import Predictions, grouped_auc
 
 
@@ -95,3 +99,18 @@ def test_grouped_auc_equals_a_loop_over_groups():
 
 def test_grouped_auc_without_a_mixed_group():
     assert grouped_auc(torch.rand(2), torch.tensor([0.0, 1.0]), torch.tensor([1, 2])) is None
+
+
+def test_rows_of_no_group_are_in_none():
+    logits, labels = _random(3)
+    users = pa.array([None if i % 3 else f"u{i % 7}" for i in range(500)], pa.large_string())
+    group = torch.from_numpy(fnv1a(users).view(np.int64))
+    known = torch.arange(500) % 3 == 0
+    predictions = Predictions()
+    predictions.add(logits, labels, group)
+    metrics = predictions.compute()
+    assert metrics["samples"] == 500
+    assert metrics["gauc"] == grouped_auc(logits[known], labels[known], group[known])
+    nobody = Predictions()
+    nobody.add(logits, labels, torch.full((500,), NO_GROUP))
+    assert nobody.compute()["gauc"] is None

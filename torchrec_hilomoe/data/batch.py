@@ -24,7 +24,7 @@ class CTRBatch(Batch):
         sparse_features (KeyedJaggedTensor): int64 values and int32 lengths, stride B.
         labels (torch.Tensor): float32, [B].
         group (torch.Tensor | None): int64, [B]: a stable hash of the group column, for grouped
-            AUC; None for data without one.
+            AUC, ``NO_GROUP`` where it has no value; None for data without one.
     """
 
     group: torch.Tensor | None = None

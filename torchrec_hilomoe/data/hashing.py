@@ -8,6 +8,8 @@ import pyarrow as pa
 
 _OFFSET_BASIS = np.uint64(0xCBF29CE484222325)
 _PRIME = np.uint64(0x100000001B3)
+#: The group of rows that have none: the hash of missing texts.
+NO_GROUP = int(_OFFSET_BASIS.astype(np.int64))
 
 
 def fnv1a(texts: pa.LargeStringArray) -> npt.NDArray[np.uint64]:

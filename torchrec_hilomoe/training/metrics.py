@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 from torchmetrics.functional.classification import binary_auroc
 
-from torchrec_hilomoe.data import PADDING_LABEL
+from torchrec_hilomoe.data import NO_GROUP, PADDING_LABEL
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training.distributed import is_main_rank
 
@@ -43,7 +43,8 @@ class Predictions:
         Args:
             logits (torch.Tensor): [B].
             labels (torch.Tensor): [B]; rows whose label is -1 are padding and are dropped.
-            group (torch.Tensor | None): [B] int64, for the grouped AUC; on any device.
+            group (torch.Tensor | None): [B] int64, for the grouped AUC; on any device. Rows with
+                ``NO_GROUP`` are left out of it.
         """
         # One copy from the device, and one wait for it.
         logits, labels = torch.stack((logits.detach().float(), labels.float())).cpu()
@@ -90,7 +91,8 @@ class Predictions:
         metrics["ne"] = loss / entropy if entropy else None
         metrics["calibration"] = scores.mean().item() / mean if mean > 0 else None
         if group is not None:
-            metrics["gauc"] = grouped_auc(logits, labels, group)
+            known = group != NO_GROUP  # users that are not known are not one user
+            metrics["gauc"] = grouped_auc(logits[known], labels[known], group[known])
         return metrics
 
     def _gathered_groups(self) -> torch.Tensor | None:
