@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,6 +25,15 @@ def explain(error: Exception, conf: Path) -> str:
     """
     if isinstance(error, OSError) and not str(error.filename).endswith(".yaml"):
         return f"output_dir: cannot be made: {error}"  # the first thing that Hydra does
+    if isinstance(error, OverrideParseException):
+        key, is_override, value = error.override.partition("=")
+        if is_override and not key.startswith("-"):
+            reason = str(error).splitlines()[0]
+            return (
+                f"{key}: cannot read {value} ({reason}). A value with = or brackets, such as the "
+                f"path clicks/dt=2024-05-01, takes quotes inside of the shell's: \"{key}='PATH'\", "
+                f"or \"{key}=['PATH','PATH']\""
+            )
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         path, known = str(cause.full_key), [str(key) for key in cause.parent_node]
