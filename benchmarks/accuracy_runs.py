@@ -156,7 +156,7 @@ class Runner:
             *chosen,
             *self._files(entry, with_test=kind == "seed"),
             f"seed={seed}",
-            f"output_dir={output}",
+            f"output_dir='{output}'",
             "checkpoint.resume=never",
         ]
         # Freed memory stays with the process: glibc would fault large tensors in at each step.
@@ -216,8 +216,9 @@ class Runner:
         except (HiLoMoEError, HydraException, OmegaConfBaseException) as error:
             raise RunError(f"the files of {entry.data} cannot be cut: {error}") from error
         # The halves are Parquet, whatever the format of the plan's files.
-        given = [f"data.train={train}", f"data.valid={halves[0]}", "data.format=auto"]
-        return [*given, f"data.test={halves[1]}"] if with_test else given
+        given = {"train": train, "valid": halves[0]} | ({"test": halves[1]} if with_test else {})
+        # In quotes, since Hydra takes dt=2024-05-01 for no value.
+        return [*(f"data.{split}='{path}'" for split, path in given.items()), "data.format=auto"]
 
 
 def machine() -> dict[str, str]:

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from pyarrow import parquet
 
 
@@ -20,14 +21,30 @@ def test_table_counts_only_trials_within_the_space(load, plan, tmp_path: Path, r
     assert again.best_trial(entry) == ["model.dropout=0.2", "model.over_arch_layer_sizes=[4,4]"]
 
 
+def parsed(overrides: list[str]) -> dict[str, object]:
+    found = OverridesParser.create().parse_overrides(overrides)
+    return {override.key_or_group: str(override.value()) for override in found}
+
+
+def test_paths_are_overrides_whatever_their_names(load, tmp_path: Path) -> None:
+    day = tmp_path / "dt=2024-05-01 (new)"
+    day.mkdir()
+    (day / "rows.csv").write_text("label,user\n1,2\n0,3\n")
+    runs, path = load("accuracy_runs"), f"{day.name}/rows.csv"
+    entry = load("accuracy_plan").Entry("shop", "m", {"train": path, "valid": path}, [])
+    runner = runs.Runner(runs.RunTable(tmp_path / "r.csv"), tmp_path, day, float("inf"))
+    given = parsed(runner._files(entry, with_test=True))
+    assert given["data.train"] == str(day / "rows.csv")
+    assert all(Path(given[f"data.{half}"]).is_file() for half in ("valid", "test"))
+
+
 def test_tuning_sees_a_sample_and_no_test_rows(load, tmp_path: Path) -> None:
     for name in ("train", "valid"):
         (tmp_path / f"{name}.csv").write_text("label,user\n" + "1,2\n0,3\n" * 40)
     runs, files = load("accuracy_runs"), {"train": "train.csv", "valid": "valid.csv"}
     entry = load("accuracy_plan").Entry("shop", "m", files, [], tune_rows=30)
     runner = runs.Runner(runs.RunTable(tmp_path / "r.csv"), tmp_path, tmp_path, float("inf"))
-    tuning = dict(override.split("=") for override in runner._files(entry, with_test=False))
-    seed = dict(override.split("=") for override in runner._files(entry, with_test=True))
+    tuning, seed = (parsed(runner._files(entry, with_test)) for with_test in (False, True))
     assert parquet.read_table(tuning["data.train"]).num_rows == 30
     assert set(tuning) == {"data.train", "data.valid", "data.format"}
     assert seed["data.train"] == str(tmp_path / "train.csv")

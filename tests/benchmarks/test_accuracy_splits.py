@@ -87,7 +87,7 @@ def test_ids_are_those_of_the_file_that_was_cut(load, tmp_path: Path, form: str)
     entry.overrides.extend(overrides)
     runs = load("accuracy_runs")
     runner = runs.Runner(runs.RunTable(tmp_path / "r.csv"), tmp_path, tmp_path, float("inf"))
-    given = dict(o.split("=") for o in runner._files(entry, with_test=True))
+    given = dict(o.replace("'", "").split("=") for o in runner._files(entry, with_test=True))
     data = load("accuracy_splits").data_of(
         entry, {key: given[f"data.{key}"] for key in ("train", "valid", "test")}
     )
