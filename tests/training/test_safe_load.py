@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import os
+import pathlib
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,27 @@ def test_reads_what_dcp_wrote(weights):
     assert state["n"] == 3
     with (weights / ".metadata").open("rb") as file:
         assert read_metadata(weights).state_dict_metadata == pickle.load(file).state_dict_metadata
+
+
+def _as_python_3_13(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pathlib._local", pathlib)
+    monkeypatch.setattr(pathlib.PosixPath, "__module__", "pathlib._local")
+
+
+def _as_python_3_11_2(monkeypatch):
+    by_name = lambda member, protocol: (getattr, (type(member), member.name))  # noqa: E731
+    monkeypatch.setattr(enum.Enum, "__reduce_ex__", by_name)
+
+
+@pytest.mark.parametrize("as_python", [_as_python_3_13, _as_python_3_11_2])
+def test_reads_what_other_versions_of_python_wrote(tmp_path, monkeypatch, as_python):
+    with monkeypatch.context() as patched:
+        as_python(patched)
+        weights = tmp_path / "weights"
+        dcp.save({"n": torch.tensor(3)}, storage_writer=dcp.FileSystemWriter(weights), no_dist=True)
+    state = {"n": torch.tensor(0)}
+    load_tensors(state, weights)
+    assert state["n"] == 3
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,27 @@ _METADATA_TYPES: tuple[type, ...] = (
     filesystem._StorageInfo,
     torch.Size,
 )
+
+
+def _refused(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"its metadata name {name}, which no checkpoint of this library does; it may be an attack: "
+        "do not use it"
+    )
+
+
+def _member(cls: Any, name: str) -> metadata._MEM_FORMAT_ENCODING:
+    """Stands for ``getattr``, by which early releases of Python 3.11 pickle members of an Enum."""
+    if cls is not metadata._MEM_FORMAT_ENCODING:
+        raise _refused("builtins.getattr")
+    return cls[name]
+
+
+def _path(*parts: str) -> str:
+    """Where the checkpoint was written: a value that is never used."""
+    return "/".join(parts)
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
     **{(cls.__module__, cls.__qualname__): cls for cls in _METADATA_TYPES},
     **{
@@ -42,9 +63,12 @@ _ALLOWED: dict[tuple[str, str], Any] = {
         if isinstance(value, torch.dtype)
     },
     ("torch.serialization", "_get_layout"): {"torch.strided": torch.strided}.__getitem__,
-    # Where the checkpoint was written: a value that is never used.
-    ("pathlib", "PosixPath"): lambda *parts: "/".join(parts),
-    ("pathlib", "WindowsPath"): lambda *parts: "/".join(parts),
+    ("builtins", "getattr"): _member,
+    **{
+        (module, name): _path
+        for module in ("pathlib", "pathlib._local")  # the latter in Python 3.13
+        for name in ("PosixPath", "WindowsPath")
+    },
 }
 
 
@@ -55,10 +79,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise CheckpointError(
-                f"its metadata name {module}.{name}, which no checkpoint of this library does; "
-                "it may be an attack: do not use it"
-            ) from None
+            raise _refused(f"{module}.{name}") from None
 
 
 def read_metadata(weights: Path) -> metadata.Metadata:
