@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -111,6 +115,26 @@ def test_workers_change_nothing(rows_of: RowsOf, num_workers: int) -> None:
     workers = [rows_of(batch) for batch in loader(num_workers=num_workers, **options)]
     assert workers == inline
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def _load_through_signals() -> None:
+    os.setsid()  # not the group of the tests
+    received: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: received.append(number))
+    batches = iter(loader(num_workers=2))
+    labels = [label for _ in range(2) for label in next(batches).labels.tolist()]  # of both workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # as from a terminal and torchrun
+        os.killpg(0, number)
+    labels += [label for batch in batches for label in batch.labels.tolist()]
+    sys.exit(received != [signal.SIGINT, signal.SIGTERM] or len(labels) != 100)
+
+
+def test_workers_outlive_signals_to_the_process_group() -> None:
+    process = multiprocessing.get_context("fork").Process(target=_load_through_signals)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

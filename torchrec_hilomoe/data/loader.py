@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -82,6 +83,7 @@ class BatchLoader(Iterable[CTRBatch]):
                 num_workers=self._options.num_workers,
                 generator=torch.Generator(),
                 pin_memory=pin,
+                worker_init_fn=_leave_process_group,
             )
         )
 
@@ -148,6 +150,14 @@ class BatchLoader(Iterable[CTRBatch]):
         if padding:
             batch.labels[-padding:] = PADDING_LABEL
         return batch
+
+
+def _leave_process_group(worker: int) -> None:
+    """Signals that a terminal or torchrun sends to all of it are for the training to answer.
+
+    It needs the workers until it has finished its batch, and ends them itself.
+    """
+    os.setsid()
 
 
 class _WorkerShare(IterableDataset[CTRBatch]):
