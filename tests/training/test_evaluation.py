@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchrec.datasets.utils import Batch
 
 from torchrec_hilomoe.training import predict
+from torchrec_hilomoe.training.optimizers import fused_modules
 
 
 def test_torchrecs_own_batches_are_scored_as_this_librarys(make_model, make_batch, device):
@@ -13,3 +14,11 @@ def test_torchrecs_own_batches_are_scored_as_this_librarys(make_model, make_batc
     metrics = [predict(model, b, device).compute() for b in (batches, plain)]
     assert metrics[0] == metrics[1]
     assert metrics[0]["samples"] == 96
+
+
+def test_optimizers_stay_as_they_were(make_model, make_batch, device):
+    model = make_model()
+    steps = [(int(module.iter), int(module.iter_cpu)) for module in fused_modules(model)]
+    predict(model, [make_batch(seed) for seed in range(3)], device)
+    assert steps
+    assert steps == [(int(module.iter), int(module.iter_cpu)) for module in fused_modules(model)]
