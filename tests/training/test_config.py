@@ -22,6 +22,18 @@ def test_a_stage_in_which_nothing_would_learn_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("config", "values"),
+    [
+        (TrainingConfig, {"stages": {"all": {"batches": 1}}, "timeout_minutes": float("inf")}),
+        (ShardingConfig, {"memory_per_rank_gib": float("inf")}),
+    ],
+)
+def test_no_limit_is_named_as_one_that_is_too_large(config, values):
+    with pytest.raises(ConfigError, match="less than or equal to 1000000 .got inf"):
+        parse_config(config, values, "key")
+
+
+@pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: StageConfig(batches=-5), "batches must be at least 1, got -5"),

@@ -31,6 +31,8 @@ TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
 Kernel = Literal["fused", "dense"]
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+#: Of minutes and GiB that become whole numbers of a limited size.
+Amount = Annotated[float, Field(gt=0, le=1_000_000)]
 
 
 @dataclass
@@ -135,7 +137,7 @@ class TrainingConfig:
     gradient_clip_norm: PositiveFloat | None = None
     on_non_finite: Literal["raise", "skip"] = "raise"
     log_every: PositiveInt = 20
-    timeout_minutes: PositiveFloat = 10.0
+    timeout_minutes: Amount = 10.0
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -237,7 +239,7 @@ class ShardingConfig:
     __pydantic_config__ = STRICT
 
     type: ShardingType = "auto"
-    memory_per_rank_gib: PositiveFloat | None = None
+    memory_per_rank_gib: Amount | None = None
 
     def __post_init__(self) -> None:
         check_choice("type", self.type, get_args(ShardingType))
