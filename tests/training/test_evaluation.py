@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import os
+import sys
+
 from torchrec.datasets.utils import Batch
 
 from torchrec_hilomoe.training import predict
@@ -22,3 +27,18 @@ def test_optimizers_stay_as_they_were(make_model, make_batch, device):
     predict(model, [make_batch(seed) for seed in range(3)], device)
     assert steps
     assert steps == [(int(module.iter), int(module.iter_cpu)) for module in fused_modules(model)]
+
+
+def test_processes_are_forked_after_it_without_errors(make_model, make_batch, device, monkeypatch):
+    parent = os.getpid()
+    gc.disable()  # a thread that has ended counts as long as it is there
+    try:
+        predict(make_model(), [make_batch()], device)
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "unraisablehook", lambda _: os.getpid() != parent and os._exit(1))
+            process = multiprocessing.get_context("fork").Process(target=len, args=("",))
+            process.start()
+        process.join()
+    finally:
+        gc.enable()
+    assert process.exitcode == 0

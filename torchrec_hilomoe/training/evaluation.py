@@ -59,6 +59,9 @@ def predict(
             try:
                 output = pipeline.progress(iterator)
             except StopIteration:
+                # TorchRec's loading thread has ended. Its flag hides a method of Thread that is
+                # called in processes forked later, such as data workers.
+                vars(pipeline._batch_loader).pop("_stop", None)
                 break
             if usage is not None:
                 usage.add(output.labels >= 0)
