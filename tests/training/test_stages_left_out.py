@@ -44,3 +44,11 @@ def test_stages_of_parts_without_parameters_are_skipped(make_model):
     assert list(runnable_stages(model, stages)) == ["warm_up"]
     with pytest.raises(ConfigError, match="no parameters of what the stages train"):
         runnable_stages(model, {"route": stages["route"]})
+
+
+def test_experts_that_are_off_have_no_gradient_to_wait_for(make_model):
+    model = make_model()
+    enter_stage(model, StageConfig(experts=False, batches=1))
+    waiting = {name for name, p in model.module.named_parameters() if p.requires_grad}
+    assert waiting
+    assert not [name for name in waiting if ".expert_" in name or ".router." in name]
