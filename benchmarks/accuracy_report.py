@@ -1,6 +1,7 @@
 """Tables and plots of the accuracy runs: writes docs/results.md and its images.
 
 python benchmarks/accuracy_report.py
+python benchmarks/accuracy_report.py --runs MINE.csv --page MINE.md   # of a plan of yours
 """
 
 from __future__ import annotations
@@ -46,23 +47,35 @@ _STYLES: dict[str, tuple[dict[str, Any], str]] = {
 _LINE = {"color": "tab:green", "lw": 0.8}
 _PART = "<!-- {}: written by benchmarks/accuracy_report.py -->\n"
 _END = "<!-- end -->\n"
+_NEW_PAGE = "\n".join(_PART.format(part) + _END for part in ("results", "health"))
 
 
 def main() -> None:
-    """Replaces the marked parts of the page, and draws the plots."""
+    """Reads the command line, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=HERE / "results" / "accuracy.csv")
+    runs = HERE / "results" / "accuracy.csv"
+    parser.add_argument("--runs", type=Path, default=runs, help="CSV of the runs")
+    page = HERE.parent / "docs" / "results.md"
+    parser.add_argument("--page", type=Path, default=page, help="Markdown, its plots in img beside")
     args = parser.parse_args()
-    runs = newest(pd.read_csv(args.runs))
+    write_page(args.page, newest(pd.read_csv(args.runs)))
+
+
+def write_page(page: Path, runs: pd.DataFrame) -> None:
+    """Replaces the marked parts of the page, and draws its plots.
+
+    Args:
+        page (Path): one that is not there yet gets the tables of models and of experts' health.
+        runs (pd.DataFrame): of one configuration for each model.
+    """
     plan = load_plan(HERE / "ablations.yaml")
     changes = {entry.model for entry in plan.entries} - {BASE}
     models = runs[~runs.model.isin(changes)]
-    images = HERE.parent / "docs" / "img"
+    images = page.parent / "img"
     plot_frontier(models[~models.model.str.startswith(_WITHOUT)], images / "frontier.png")
     plot_sizes(plan, runs, images / "sizes.png")
 
-    page = HERE.parent / "docs" / "results.md"
-    text = page.read_text()
+    text = page.read_text() if page.exists() else _NEW_PAGE
     text = replaced(text, "bars", bars_table(models))
     text = replaced(text, "results", tables(models), "Test AUC over FLOPs", "frontier")
     text = replaced(text, "health", health_table(models))
@@ -71,7 +84,9 @@ def main() -> None:
 
 
 def replaced(text: str, part: str, lines: Iterable[str], title: str = "", image: str = "") -> str:
-    """The page with one marked part written anew, an image below it."""
+    """The page with one marked part, if it has it, written anew, an image below it."""
+    if _PART.format(part) not in text:
+        return text
     before, rest = text.split(_PART.format(part))
     _, after = rest.split(_END, 1)
     written = "\n".join(lines)

@@ -58,6 +58,25 @@ def test_report_of_trials_alone_has_no_frontier(load, tmp_path: Path) -> None:
     assert not (tmp_path / "frontier.png").exists()
 
 
+def test_runs_of_a_plan_of_ones_own_have_their_own_page(
+    load, plan, row_of, tmp_path: Path, monkeypatch
+) -> None:
+    import pandas as pd
+
+    report, page = load("accuracy_report"), tmp_path / "mine.md"
+    row = row_of(load("accuracy_plan").load_plan(plan).entry("synthetic/shipped"), "seed", [], 0.6)
+    pd.DataFrame([row | {"data": "shop"}]).to_csv(tmp_path / "runs.csv")
+    arguments = ["accuracy_report.py", "--runs", tmp_path / "runs.csv", "--page", page]
+    monkeypatch.setattr("sys.argv", list(map(str, arguments)))
+    report.main()
+    first = page.read_text()
+    assert "### shop" in first
+    assert "| `shipped` |" in first
+    assert (tmp_path / "img" / "frontier.png").exists()
+    report.main()
+    assert page.read_text() == first
+
+
 def test_help_writes_nothing(load, capsys, monkeypatch) -> None:
     report = load("accuracy_report")
     monkeypatch.setattr("sys.argv", ["accuracy_report.py", "--help"])
