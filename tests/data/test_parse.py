@@ -75,7 +75,14 @@ def test_a_row_that_is_bad_twice_counts_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [["0", "1.0", "1"], [0, 1, 1], [False, True, True], [0.0, 1.0, 1.0]]
+    "labels",
+    [
+        ["0", "1.0", "1"],
+        ["False", "true", " TRUE"],
+        [0, 1, 1],
+        [False, True, True],
+        [0.0, 1.0, 1.0],
+    ],
 )
 def test_labels_of_all_types(labels: list[Any]) -> None:
     result = parse({"label": labels}).labels

@@ -34,7 +34,7 @@ def _csv_character(text: str) -> str:
 
 @dataclass
 class DenseColumn:
-    """A numeric column.
+    """A numeric column, where booleans are 0 and 1.
 
     Args:
         name (str): the column in the raw file.
@@ -97,7 +97,7 @@ class SchemaConfig:
     """The columns of a tabular data set. List entries are mappings or bare names.
 
     Args:
-        label (str): the column to predict: 0 or 1.
+        label (str): the column to predict: 0 or 1, or false or true.
         positive_threshold (float | None): makes the label ``column >= positive_threshold``.
         dense (list[DenseColumn]): numeric columns.
         categorical (list[CategoricalColumn]): columns with one id per row.

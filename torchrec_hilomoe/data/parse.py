@@ -133,7 +133,7 @@ def parse_numbers(
 
     Args:
         chunk (RawChunk): n raw rows.
-        name (str): a column of numbers, booleans or text.
+        name (str): a column of numbers, booleans or text; true is 1 and false 0.
 
     Returns:
         tuple: values as float64 [n], and whether each is missing or a finite float32.
@@ -163,6 +163,8 @@ def _numbers_of_texts(
     try:
         numbers = texts.cast(pa.float64())
     except pa.ArrowInvalid:
+        for boolean, digit in (("true", "1"), ("false", "0")):  # as other files write a boolean
+            texts = pc.if_else(pc.equal(pc.utf8_lower(texts), boolean), digit, texts)
         matches = pc.match_substring_regex(texts, _NUMBER)
         is_number = matches.fill_null(True).to_numpy(zero_copy_only=False)
         numbers = pc.if_else(matches, texts, None).cast(pa.float64())
