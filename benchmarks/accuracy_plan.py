@@ -96,5 +96,6 @@ def load_plan(path: Path) -> Plan:
 
 def _choices(space: dict[str, list[Any]]) -> dict[str, list[str]]:
     return {
-        key: [str(choice).replace(" ", "") for choice in choices] for key, choices in space.items()
+        key: ["null" if choice is None else str(choice).replace(" ", "") for choice in choices]
+        for key, choices in space.items()
     }

@@ -63,6 +63,13 @@ def test_models_without_choices_are_taken_as_they_ship(load, tmp_path: Path) -> 
     assert load("accuracy").choices(plan, entry, table) == []
 
 
+def test_a_choice_may_be_null(load, plan, tmp_path: Path) -> None:
+    path = tmp_path / "nulls.yaml"
+    path.write_text(plan.read_text().replace("[0.0, 0.2]", "[null, 0.2]"))
+    tuned = load("accuracy_plan").load_plan(path).entry("synthetic/dlrm_cat")
+    assert tuned.space["model.dropout"] == ["null", "0.2"]
+
+
 @pytest.mark.slow
 def test_paths_are_looked_for_from_where_it_is_started(plan, tmp_path: Path) -> None:
     script = ROOT / "benchmarks" / "accuracy.py"
