@@ -67,8 +67,8 @@ class RequestEncoder:
         """
         if not isinstance(rows, pa.RecordBatch | pa.Table):
             raise DataError(
-                f"{_SOURCE}: is a {type(rows).__name__}, no Arrow RecordBatch or Table; make one by "
-                "pyarrow.RecordBatch.from_pylist (of dicts, a row each) or from_pandas"
+                f"{_SOURCE}: is a {type(rows).__name__}, no Arrow RecordBatch or Table; make one "
+                "by pyarrow.RecordBatch.from_pylist (of dicts, a row each) or from_pandas"
             )
         wrong = [name for name in self.columns if rows.schema.names.count(name) != 1]
         if wrong:
