@@ -30,10 +30,11 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
 
     Frozen means bit for bit: frozen tables are looked up without autograd (a fused optimizer
     would step otherwise), frozen dense parameters get no gradient, and frozen batch norms use
-    their running statistics. DDP fixes its parameters when it wraps, so where a stage changes
-    what learns, the dense part is wrapped anew, by the model's own `DataParallelWrapper`; that
-    also saves the frozen part's backward pass and its communication. Dense parameters that do not
-    require a gradient before the first stage never learn.
+    their running statistics. (What other modules keep, such as spectral norms, moves on.) DDP
+    fixes its parameters when it wraps, so where a stage changes what learns, the dense part is
+    wrapped anew, by the model's own `DataParallelWrapper`; that also saves the frozen part's
+    backward pass and its communication. Dense parameters that do not require a gradient before
+    the first stage never learn.
 
     Args:
         model (DistributedModelParallel): around any train wrapper; no pipeline attached. Every
