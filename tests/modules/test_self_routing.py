@@ -44,6 +44,7 @@ def routes_itself(linear: HiLoMoELinear, x: Tensor) -> bool:
 def test_few_experts_route_themselves_to_the_same_numbers(top_k, z_weight) -> None:
     linear, x = few_experts(replace(FEW_EXPERTS, top_k=top_k)), torch.randn(64, 40)
     nn.init.normal_(linear.router.query.norm.weight)
+    linear.router.query.norm.eps = 0.5
 
     def results(linear: HiLoMoELinear, fused: bool) -> list[Tensor]:
         inputs = x.clone().requires_grad_()
@@ -59,7 +60,13 @@ def test_few_experts_route_themselves_to_the_same_numbers(top_k, z_weight) -> No
 
 @pytest.mark.parametrize(
     "options",
-    [{"query_dropout": 0.2}, {"expert_dropout": 0.2}, {"recompute": True}, {"query_dim": 1}],
+    [
+        {"query_dropout": 0.2},
+        {"expert_dropout": 0.2},
+        {"recompute": True},
+        {"query_dim": 1},
+        {"num_experts": 9, "top_k": 1},  # gathering is cheaper
+    ],
 )
 def test_does_not_route_itself_with(options) -> None:
     linear = HiLoMoELinear(40, 10, replace(FEW_EXPERTS, **options))
@@ -103,6 +110,17 @@ def test_what_stands_in_the_query_works_in_training_too(change) -> None:
     torch.testing.assert_close(y, linear.eval()(x), rtol=1e-4, atol=1e-4)
     y.sum().backward()
     assert all(parameter.grad is not None for parameter in linear.parameters())
+
+
+@pytest.mark.parametrize("part", ["", "query.projection"])
+@pytest.mark.parametrize(
+    "register", ["register_full_backward_hook", "register_full_backward_pre_hook"]
+)
+def test_hooks_of_the_backward_pass_are_called(register, part) -> None:
+    linear, calls = few_experts(), []
+    getattr(linear.router.get_submodule(part), register)(lambda *_: calls.append(part))
+    linear(torch.randn(64, 40).requires_grad_()).sum().backward()
+    assert calls == [part]
 
 
 def test_a_router_with_a_forward_of_its_own_is_called() -> None:

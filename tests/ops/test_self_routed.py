@@ -14,7 +14,7 @@ from torchrec_hilomoe.ops import (
     tiled,
 )
 
-EPS = 1e-5
+EPS = 1e-2  # not the default of torch
 
 
 @pytest.fixture(autouse=True)
