@@ -22,6 +22,7 @@ from torchrec_hilomoe.modules import AuxiliaryLossConfig, HiLoMoEConfig, HiLoMoE
         ({"query_dropout": 1.0}, "query_dropout must lie in [0, 1), got 1.0"),
         ({"expert_dropout": -0.1}, "expert_dropout must lie in [0, 1), got -0.1"),
         ({"gate_scale": 0.0}, "gate_scale must be positive and finite, got 0.0"),
+        ({"gate_scale": float("inf")}, "gate_scale must be positive and finite, got inf"),
     ],
 )
 def test_values_out_of_range_are_named(values: dict[str, object], message: str) -> None:
@@ -56,9 +57,10 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 
 @pytest.mark.parametrize("name", ["load_balance", "z_loss", "diversity"])
-def test_negative_loss_weights_are_named(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is a weight of at least 0"):
-        AuxiliaryLossConfig(**{name: -1.0})
+def test_loss_weights_out_of_range_are_named(name: str) -> None:
+    for value in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"{name} is a weight of at least 0, got {value}"):
+            AuxiliaryLossConfig(**{name: value})
     with pytest.raises(ValueError, match=f"{name} must be a number, got '1'"):
         AuxiliaryLossConfig(**{name: "1"})
 
