@@ -89,6 +89,17 @@ def test_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
     assert content_digest([path], cache) != first
 
 
+def test_a_remembered_digest_is_of_one_path_and_size(tmp_path: Path) -> None:
+    digests = set()
+    for folder, content in (("x", "1"), ("x", "12"), ("y", "2")):
+        path = tmp_path / folder / "a"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        os.utime(path, ns=(0, 1000))
+        digests.add(content_digest([path], tmp_path / "cache"))
+    assert len(digests) == 3
+
+
 def test_processes_that_ask_at_once_read_a_file_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
