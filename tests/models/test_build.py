@@ -92,6 +92,16 @@ def test_own_options_are_saved_as_ever(name):
     assert model_config_dict(config) == json.loads(json.dumps(flat))
 
 
+def test_batch_norm_and_dropout_are_those_of_every_members_over_arch(collection):
+    given = {"name": "dlrm", "embedding_dim": 4, "ensemble_size": 2, "over_arch_layer_sizes": [6]}
+    config = parse_model_config({**given, "batch_norm": True, "dropout": 0.25})
+    model = build_model(config, collection, num_dense_features=3)
+    hidden = ["Linear", "BatchNorm1d", "ReLU", "Dropout"]
+    for member in model.over_arch.members:
+        assert [type(layer).__name__ for layer in member.model] == [*hidden, "Linear"]
+        assert member.model[3].p == 0.25
+
+
 def test_tables_of_other_dimensions_are_refused(collection):
     config = parse_model_config({"name": "hilomoe", "embedding_dim": 4})
     with pytest.raises(ConfigError, match=r"model.embedding_dim: .* = 4 columns, got {'t0': 8,"):

@@ -7,15 +7,16 @@ import torch
 from torch import nn
 from torchrec.fx import symbolic_trace
 from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection
+from torchrec.modules.crossnet import LowRankMixtureCrossNet
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import build_model, interaction_names, parse_model_config
-from torchrec_hilomoe.modules import set_experts_enabled
+from torchrec_hilomoe.modules import HiLoMoEConfig, HiLoMoECrossNet, set_experts_enabled
 
-NUM_DENSE, DIM = 5, 8
+NUM_DENSE, NUM_SPARSE, DIM = 5, 4, 8
 HILOMOE = [name for name in interaction_names() if name.startswith("hilomoe")]
 
 
@@ -77,6 +78,31 @@ def test_equals_torchrec(name, options, torchrec_class, arguments, collection, m
     _load_torchrec(model, reference)
     dense, sparse = torch.rand(6, NUM_DENSE), make_features()
     torch.testing.assert_close(model(dense, sparse), reference(dense, sparse), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "make_reference"),
+    [
+        (
+            "dcn_mixture",
+            {"num_layers": 2, "num_experts": 3, "low_rank_dim": 5},
+            lambda d: LowRankMixtureCrossNet(d, 2, num_experts=3, low_rank=5),
+        ),
+        (
+            "hilomoe_cross",
+            {"num_cross_layers": 2, "num_layers": 4, "num_experts": 3},
+            lambda d: HiLoMoECrossNet(d, 2, HiLoMoEConfig(num_layers=4, num_experts=3)),
+        ),
+    ],
+)
+def test_equals_a_cross_net_over_all_features(name, options, make_reference, collection):
+    arch = _build(name, collection, NUM_DENSE, **options).inter_arch
+    _randomise_experts(arch)
+    dense, sparse = torch.rand(6, DIM), torch.rand(6, NUM_SPARSE, DIM)
+    features = torch.cat((dense, sparse.flatten(1)), dim=1)
+    reference = make_reference(features.size(1))
+    reference.load_state_dict(arch.crossnet.state_dict())
+    torch.testing.assert_close(arch(dense, sparse), reference(features))
 
 
 @pytest.mark.parametrize("num_dense", [0, NUM_DENSE])
