@@ -124,6 +124,25 @@ def test_fused_sgd_and_a_changing_rate(make_model, make_batch, features, shardin
                 parameter.sub_(parameter.grad, alpha=0.5 / (1 + step))
 
 
+@pytest.mark.parametrize("kernel", ["fused", "dense"])
+def test_eps_is_that_of_tables_and_parts(make_model, make_batch, features, kernel):
+    options = {"name": "adagrad", "learning_rate": 0.1, "eps": 0.01}
+    tables = TableOptimizerConfig(kernel=kernel, **options)
+    model = make_model(tables, **OPTIONS)
+    config = OptimizerConfig(tables=tables, backbone=PartOptimizerConfig(**options))
+    batches = [make_batch(i) for i in range(4)]
+    losses = _losses(model, StageOptimizer(model, config, STAGE), batches)
+
+    plain = _plain_model(features)
+    reference = torch.optim.Adagrad(plain.parameters(), lr=0.1, eps=0.01)
+    for batch, sharded in zip(batches, losses, strict=True):
+        reference.zero_grad()
+        loss, _ = plain(batch)
+        assert sharded == pytest.approx(loss.item(), abs=1e-6)
+        loss.backward()
+        reference.step()
+
+
 def test_row_wise_adagrad_learns_under_data_parallel(make_model, make_batch):
     model = make_model(TableOptimizerConfig(), "data_parallel", **OPTIONS)
     enter_stage(model, STAGE)
