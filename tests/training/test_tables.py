@@ -15,7 +15,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec_hilomoe.data import FeatureSpec, SparseFeature
 from torchrec_hilomoe.inference import load_for_serving
 from torchrec_hilomoe.training import init_tables, make_tables
-from torchrec_hilomoe.training.tables import local_shards, table_name
+from torchrec_hilomoe.training.tables import local_shards, table_name, table_of
 
 
 def _tables(
@@ -60,6 +60,13 @@ def test_distribution():
     assert uniform.abs().max() <= bound
     assert uniform.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01)
     assert _tables(70_000, 0, std=1e-4).std().item() == pytest.approx(1e-4, rel=0.01)
+
+
+def test_a_model_may_configure_the_deviation(make_model):
+    model = make_model(embedding_init_std=1e-3)
+    tables = [v for name, v in model.state_dict().items() if table_of(name)]
+    rows = torch.cat([shard[1:] for table in tables for shard, _, _ in local_shards(table)])
+    assert rows.std().item() == pytest.approx(1e-3, rel=0.1)
 
 
 def test_pooling_and_sizes_follow_the_features(features):
