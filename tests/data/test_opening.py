@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
@@ -241,6 +242,32 @@ def test_the_seed_shuffles_and_epochs_differ(
     assert order(0, 0) == order(0, 0)
     assert len({tuple(order(*key)) for key in [(0, 0), (0, 1), (1, 0)]}) == 3
     assert sorted(order(0, 0)) == sorted(order(1, 5))
+
+
+def test_rows_are_shuffled_within_the_configured_buffer(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    (tmp_path / "t.csv").write_text(
+        "label,number,user\n" + "".join(f"0,{i},u\n" for i in range(64))
+    )
+    schema = {"dense": ["number"], "categorical": ["user"]}
+    config = make_config(tmp_path / "t.csv", schema, batch_size=4, shuffle_buffer=8)
+    batches = [batch.dense_features.flatten().tolist() for batch in opened(config).loader("train")]
+    rows = sum(batches, [])
+    assert rows != sorted(rows)
+    assert all(sorted(rows[i : i + 8]) == list(range(i, i + 8)) for i in range(0, 64, 8))
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_as_many_workers_as_configured_prepare_batches(
+    tmp_path: Path, make_config: MakeConfig, split: str
+) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text(csv_text())
+    source = opened(make_config(file, SCHEMA, valid=str(file), num_workers=2))
+    batches = iter(source.loader(split))
+    assert len(multiprocessing.active_children()) == 2
+    assert sum(len(batch.labels) for batch in batches) == 8
 
 
 PREPARE = """
