@@ -270,6 +270,18 @@ def test_as_many_workers_as_configured_prepare_batches(
     assert sum(len(batch.labels) for batch in batches) == 8
 
 
+def test_the_identity_is_of_what_the_files_hold(tmp_path: Path, make_config: MakeConfig) -> None:
+    """Ranks of several hosts compare theirs."""
+    text = csv_text()
+    texts = {"a": text, "copy": text, "other": text.replace("1.5", "2.5")}
+    identities = {}
+    for name, content in texts.items():
+        (tmp_path / f"{name}.csv").write_text(content)
+        identities[name] = opened(make_config(tmp_path / f"{name}.csv", SCHEMA)).identity
+    assert identities["a"] == identities["copy"] != identities["other"]
+    assert identities["a"]["vocabularies"] == identities["other"]["vocabularies"]
+
+
 PREPARE = """
 import json, sys
 from torchrec_hilomoe.config import parse_config
