@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from torchrec_hilomoe.data import CTRBatch, DataConfig, DataSource, open_data, open_encoded
 from torchrec_hilomoe.data import prepare_data as prepare
@@ -89,7 +90,8 @@ def test_a_data_set_of_bags_alone(tmp_path: Path, make_config: MakeConfig, rows_
         (0.0, (), ((),), None),
         (1.0, (), ((1,),), None),
     ]
-    assert next(iter(source.loader("train"))).dense_features.shape == (3, 0)
+    dense = next(iter(source.loader("train"))).dense_features
+    assert (dense.shape, dense.dtype) == ((3, 0), torch.float32)
 
 
 def test_worker_processes_read_the_same_cache(
@@ -280,6 +282,15 @@ def test_the_identity_is_of_what_the_files_hold(tmp_path: Path, make_config: Mak
         identities[name] = opened(make_config(tmp_path / f"{name}.csv", SCHEMA)).identity
     assert identities["a"] == identities["copy"] != identities["other"]
     assert identities["a"]["vocabularies"] == identities["other"]["vocabularies"]
+
+
+def test_training_rows_that_fill_no_batch_are_reported(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    (tmp_path / "t.csv").write_text("label,user\n" + "0,a\n" * 9)
+    config = make_config(tmp_path / "t.csv", {"categorical": ["user"]})
+    assert opened(config).report["dropped_per_epoch"] == 1
+    assert opened(config, rank=1, world_size=2).report["dropped_per_epoch"] == 1
 
 
 PREPARE = """
