@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 
+import torch
 from torchrec.datasets.utils import Batch
 
 from torchrec_hilomoe.training import predict
@@ -19,6 +20,12 @@ def test_torchrecs_own_batches_are_scored_as_this_librarys(make_model, make_batc
     metrics = [predict(model, b, device).compute() for b in (batches, plain)]
     assert metrics[0] == metrics[1]
     assert metrics[0]["samples"] == 96
+
+
+def test_dropout_and_batch_norms_are_those_of_an_evaluation(make_model, make_batch, device):
+    model = make_model(dropout=0.5, batch_norm=True).train()
+    (first, _), (again, _) = (predict(model, [make_batch()], device).batches()[0] for _ in range(2))
+    assert torch.equal(first, again)
 
 
 def test_optimizers_stay_as_they_were(make_model, make_batch, device):

@@ -52,3 +52,8 @@ def test_a_decay_ends_at_its_final_factor_though_a_stage_stopped_early(run_train
     rates = [event.value for event in events.Scalars("train/learning_rate/backbone")]
     assert rates[-1] == pytest.approx(1 / (7 * last))
     assert rates[ran] == pytest.approx(1 / 7)
+
+
+def test_evaluations_are_of_as_many_batches_as_configured(run_training, tmp_path):
+    limits = ("training.max_train_batches=1", "training.max_eval_batches=2")
+    assert run_training(tmp_path, *limits)["valid"]["samples"] == 2 * 64
