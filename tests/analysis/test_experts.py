@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchrec_hilomoe.analysis import ExpertUsage
+from torchrec_hilomoe.analysis import ExpertUsage, experts
 from torchrec_hilomoe.modules import HiLoMoEConfig, HiLoMoELinear, set_experts_enabled
 
 
@@ -26,7 +26,9 @@ def _health(model: nn.Module, *batches: torch.Tensor, keep: slice = slice(None))
     return usage.compute()
 
 
-def test_equals_the_definitions() -> None:
+@pytest.mark.parametrize("rows", [0, 1 << 20])
+def test_equals_the_definitions(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "_COMPACT_ROWS", rows)
     model, x = _model(), torch.randn(50, 16)
     scores = model.router(x).scores
     health = _health(model, x[:20], x[20:])["router"]
@@ -72,6 +74,15 @@ def test_dead_experts_are_found() -> None:
     assert health.paths == 1
 
 
+def test_an_expert_is_dead_below_a_tenth_of_its_fair_share() -> None:
+    model, shares = _model(num_layers=1, query_dim=1), torch.tensor([0.9, 0.05, 0.03, 0.02])
+    with torch.no_grad():  # the query is 1
+        model.router.query.projection.weight.zero_()
+        model.router.query.projection.bias.fill_(1.0)
+        model.router.keys.copy_(shares.log().view(1, 4, 1))
+    assert _health(model, torch.randn(9, 16))["router"].dead_share == [0.25]
+
+
 def test_experts_that_top_k_never_keeps_are_dead() -> None:
     health = _health(_model(num_experts=64, top_k=1), torch.randn(8, 16))["router"]
     assert min(health.dead_share) >= (64 - 8) / 64
@@ -87,6 +98,16 @@ def test_routers_that_did_not_run_are_left_out() -> None:
     model = _model()
     set_experts_enabled(model, False)
     assert _health(model, torch.randn(3, 16)) == {}
+
+
+def test_a_router_counts_in_the_batches_alone_in_which_it_ran() -> None:
+    model, x = _model(), torch.randn(10, 16)
+    with ExpertUsage(model) as usage:
+        for batch, enabled in ((x[:4], True), (x[:4], False), (x[4:], True)):
+            set_experts_enabled(model, enabled)
+            model(batch)
+            usage.add(torch.ones(len(batch), dtype=torch.bool))
+    assert usage.compute() == _health(model, x)
 
 
 def test_leaves_no_hook_behind() -> None:
