@@ -28,6 +28,19 @@ def test_constant_ignores_evaluations():
     assert [schedule.factor(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+def test_a_warm_up_leads_to_the_factor_of_a_plateau():
+    config = ScheduleConfig("plateau", warmup_batches=4, plateau_factor=0.1)
+    schedule = LearningRateSchedule(config, 100)
+    schedule.evaluated(improved=False)
+    assert [schedule.factor(step) for step in (1, 4)] == pytest.approx([0.05, 0.1])
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_decays_begin_behind_the_warm_up(name):
+    schedule = LearningRateSchedule(ScheduleConfig(name, warmup_batches=20), 100)
+    assert [schedule.factor(step) for step in (20, 60, 100)] == pytest.approx([1.0, 0.5, 0.0])
+
+
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_decays_go_by_what_was_planned_where_stages_stopped_early(name):
     schedule = LearningRateSchedule(ScheduleConfig(name, final_factor=0.1), 100)
