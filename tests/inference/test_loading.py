@@ -34,6 +34,7 @@ def test_predicts_what_the_training_scores(trained, scored):
     assert not dist.is_initialized()
     model = load_for_serving(str(trained.checkpoint))
     assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
     torch.testing.assert_close(predict_file(model, trained), scored)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -60,6 +61,15 @@ def test_label_and_group_are_not_read(encoder):
     for one, other in zip(encoder.encode(one_row()), encoder.encode(with_label), strict=True):
         assert torch.equal(one, other)
     assert encoder.columns == ["price", "user", "item", "tags"]
+
+
+def test_a_group_that_is_no_feature_is_not_read(trained, encoder, tmp_path):
+    checkpoint = shutil.copytree(trained.checkpoint, tmp_path / "checkpoint")
+    path = checkpoint / "encoder" / "encoder.json"
+    settings = json.loads(path.read_text())
+    settings["schema"]["group"] = "session"
+    path.write_text(json.dumps(settings))
+    assert RequestEncoder(checkpoint).columns == encoder.columns
 
 
 def test_columns_that_are_missing_or_there_twice_are_named(encoder):
