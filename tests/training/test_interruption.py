@@ -27,6 +27,14 @@ def test_a_signal_ends_the_batches_and_is_not_lost(number, code):
     assert TrainingInterrupted(watch.signal).exit_code == code
 
 
+def test_the_first_of_several_signals_counts():
+    with Watch(None) as watch:
+        for _ in watch.until_pause(range(10_000)):
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+        assert watch.signal == signal.SIGTERM
+
+
 def test_the_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with Watch(None):
