@@ -9,6 +9,14 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.feature_processor_ import PositionWeightedModule
+from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    DistanceLFU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_hilomoe.errors import ConfigError
@@ -71,11 +79,41 @@ def test_other_types_take_tables_of_few_rows(four_ranks):
     assert _types("auto")[3] == "table_wise"
 
 
-def test_tables_that_are_not_pooled_are_refused():
-    config = EmbeddingConfig(name="a", embedding_dim=4, num_embeddings=9, feature_names=["a"])
-    model = nn.ModuleDict({"ids": EmbeddingCollection([config], device=torch.device("meta"))})
-    with pytest.raises(ConfigError, match="model: ids is an EmbeddingCollection, and shard_model"):
-        shard_model(model, ShardingConfig(), TableOptimizerConfig(), torch.device("cpu"))
+class OwnCollection(EmbeddingBagCollection):
+    """TorchRec plans exact types: this one would stay as it is."""
+
+
+def _position_weighted(bags: EmbeddingBagCollection) -> nn.Module:
+    return FeatureProcessedEmbeddingBagCollection(bags, {"f": PositionWeightedModule(3)})
+
+
+def _managed_collision(bags: EmbeddingBagCollection) -> nn.Module:
+    rows = MCHManagedCollisionModule(9, torch.device("cpu"), DistanceLFU_EvictionPolicy(), 2)
+    rows_of_ids = ManagedCollisionCollection({"a": rows}, bags.embedding_bag_configs())
+    return ManagedCollisionEmbeddingBagCollection(bags, rows_of_ids)
+
+
+def _unpooled(bags: EmbeddingBagCollection) -> nn.Module:
+    config = EmbeddingConfig(name="a", embedding_dim=4, num_embeddings=9, feature_names=["f"])
+    return EmbeddingCollection([config], device=bags.device)
+
+
+def _subclass(bags: EmbeddingBagCollection) -> nn.Module:
+    return OwnCollection(bags.embedding_bag_configs(), device=bags.device)
+
+
+@pytest.mark.parametrize("around", [_position_weighted, _managed_collision, _unpooled, _subclass])
+def test_collections_with_a_sharder_of_their_own_are_refused(around):
+    config = EmbeddingBagConfig(name="a", embedding_dim=4, num_embeddings=9, feature_names=["f"])
+    bags = EmbeddingBagCollection([config], is_weighted=True, device=torch.device("meta"))
+    tables = around(bags)
+    with pytest.raises(ConfigError, match=f"model: ids is of type {type(tables).__name__}, and sh"):
+        shard_model(
+            nn.ModuleDict({"ids": tables}),
+            ShardingConfig(),
+            TableOptimizerConfig(),
+            torch.device("cpu"),
+        )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -18,9 +18,10 @@ from torchrec.distributed.planner import (
     Topology,
 )
 from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.sharding_plan import get_module_to_default_sharders
 from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from torchrec_hilomoe.errors import ConfigError
@@ -75,8 +76,8 @@ def shard_model(
     Row-wise types place a table whole (table-wise) whose rows would not reach every rank.
 
     Args:
-        model (nn.Module): tables on meta, in `EmbeddingBagCollection` modules, everything else on
-            ``device``.
+        model (nn.Module): tables on meta, in plain `EmbeddingBagCollection` modules, everything
+            else on ``device``.
         sharding (ShardingConfig): the sharding type.
         tables (TableOptimizerConfig): the optimizer to fuse into the tables' backward pass.
         device (torch.device): this rank's device.
@@ -88,13 +89,7 @@ def shard_model(
         ConfigError: the tables cannot be sharded or optimised so.
     """
     dense = uses_dense_kernel(sharding, tables)
-    for path, module in model.named_modules():
-        if isinstance(module, EmbeddingCollection):
-            raise ConfigError(
-                f"model: {path or 'it'} is an EmbeddingCollection, and shard_model shards "
-                "EmbeddingBagCollections alone; shard the model by TorchRec's "
-                "DistributedModelParallel, or pool the embeddings in an EmbeddingBagCollection"
-            )
+    _check_collections(model)
     collections = [m for m in model.modules() if isinstance(m, EmbeddingBagCollection)]
     configs = [config for m in collections for config in m.embedding_bag_configs()]
     _check(sharding, tables, configs, device)
@@ -134,6 +129,22 @@ def shard_model(
             f"model: rank {dist.get_rank()} has no memory for its part of the tables: {error}. "
             f"{_largest(configs)}"
         ) from None
+
+
+def _check_collections(model: nn.Module) -> None:
+    """Refuses modules with tables that need a sharder of their own.
+
+    The planner would leave them as they are, or shard the collection inside one alone: position
+    weights would not learn then, and each rank would give ids rows in a way of its own.
+    """
+    known = tuple(get_module_to_default_sharders())
+    for path, module in model.named_modules():
+        if isinstance(module, known) and type(module) is not EmbeddingBagCollection:
+            raise ConfigError(
+                f"model: {path or 'it'} is of type {type(module).__name__}, and shard_model shards "
+                "plain EmbeddingBagCollections alone; shard the model by TorchRec's "
+                "DistributedModelParallel, or look the embeddings up in an EmbeddingBagCollection"
+            )
 
 
 def _ranks_per_host() -> int | None:
