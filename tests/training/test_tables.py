@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
-from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from torchrec_hilomoe.data import FeatureSpec, SparseFeature
@@ -115,6 +116,40 @@ def test_a_collection_that_is_the_model():
     inner = _Collections("cpu", inner="user")
     init_tables(inner, seed=0)
     assert torch.equal(*model.parameters(), *inner.parameters())
+
+
+class _OwnInit(nn.Module):
+    """Tables with an ``init_fn`` of their own, pooled and unpooled."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        own = {"embedding_dim": 4, "num_embeddings": 9, "feature_names": ["f"]}
+        far = partial(nn.init.normal_, mean=100.0)
+        wide = EmbeddingBagConfig(name="wide", weight_init_min=50.0, weight_init_max=60.0, **own)
+        bags = [EmbeddingBagConfig(name="far", init_fn=far, **own), wide]
+        self.bags = EmbeddingBagCollection(bags, device=torch.device(device))
+        ids = EmbeddingConfig(name="ids", init_fn=far, **own)
+        self.ids = EmbeddingCollection([ids], device=torch.device(device))
+        self.head = nn.Linear(1, 1)  # DDP needs a parameter
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tables_start_as_their_configs_say(device):
+    plain, sharded = _OwnInit("cpu"), DistributedModelParallel(_OwnInit("meta"), device=device)
+    global_state = torch.get_rng_state()
+    for model in (plain, sharded):
+        init_tables(model, seed=0)
+    assert torch.equal(torch.get_rng_state(), global_state)
+    far, wide, ids = (value for name, value in plain.state_dict().items() if "head" not in name)
+    assert far.min() > 90
+    assert 50 <= wide.min() <= wide.max() <= 60
+    assert ids.min() > 90
+    assert not torch.equal(far, ids)
+    for name, value in sharded.state_dict().items():
+        for shard, _, _ in local_shards(value) if "head" not in name else ():
+            assert torch.equal(shard, plain.state_dict()[name])
+    init_tables(plain, seed=0, std=1.0)
+    assert far.max() < 10
 
 
 @pytest.mark.parametrize("dtensor", [False, True])

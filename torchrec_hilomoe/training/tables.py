@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,11 @@ from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import get_unwrapped_module
 from torchrec.distributed.shards_wrapper import LocalShardsWrapper
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import (
+    BaseEmbeddingConfig,
+    EmbeddingBagConfig,
+    PoolingType,
+)
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from torchrec_hilomoe.data import FeatureSpec
@@ -107,24 +112,27 @@ def init_tables(
         model (nn.Module): a model wrapped by `DistributedModelParallel`, or a plain one; the tables
             of its `EmbeddingBagCollection` and `EmbeddingCollection` modules.
         seed (int): of the run.
-        std (float | None): N(0, std²); None for TorchRec's uniform(-1/√n, 1/√n) over n rows.
+        std (float | None): N(0, std²); None for the ``init_fn`` of each table's config, which is
+            handed 65,536 whole rows at a time. TorchRec's default is uniform(-1/√n, 1/√n) over n
+            rows.
         unknown_row (bool): row 0 is that of unknown values, and starts as zero. Where training
             rows lack none it never learns, and values that come later would get a random embedding.
     """
     tables = [
-        (path, name.split(".")[-2], value)
+        (path, _config(module, name.split(".")[-2]), value)
         for path, module in get_unwrapped_module(model).named_modules()
         if isinstance(module, COLLECTIONS)
         for name, value in module.state_dict().items()
     ]
-    times = Counter(name for _, name, _ in tables)
-    for path, name, value in tables:
-        table = name if times[name] == 1 else f"{path}.{name}"
+    times = Counter(config.name for _, config, _ in tables)
+    for path, config, value in tables:
+        table = config.name if times[config.name] == 1 else f"{path}.{config.name}"
+        fill = config.init_fn if std is None else partial(nn.init.normal_, std=std)
         num_rows, dim = value.shape
         for shard, row, column in local_shards(value):
             end = row + shard.shape[0]
             for start in range(row - row % BLOCK_ROWS, end, BLOCK_ROWS):
-                block = _block(f"{seed}/{table}/{start}", num_rows, dim, start, std)
+                block = _block(f"{seed}/{table}/{start}", num_rows, dim, start, fill)
                 first, last = max(start, row), min(start + block.shape[0], end)
                 shard[first - row : last - row].copy_(
                     block[first - start : last - start, column : column + shard.shape[1]]
@@ -133,15 +141,23 @@ def init_tables(
                 shard[0].zero_()
 
 
-def _block(key: str, num_rows: int, dim: int, start: int, std: float | None) -> torch.Tensor:
+def _config(collection: Any, table: str) -> BaseEmbeddingConfig:
+    """The config of a table; sharded collections have no public way to it."""
+    bags = hasattr(collection, "_embedding_bag_configs")
+    configs = collection._embedding_bag_configs if bags else collection._embedding_configs
+    return next(config for config in configs if config.name == table)
+
+
+def _block(
+    key: str, num_rows: int, dim: int, start: int, fill: Callable[[torch.Tensor], object]
+) -> torch.Tensor:
     """Initial weights of the rows from ``start``, whole width: [≤ BLOCK_ROWS, dim]."""
     digest = hashlib.sha256(key.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     block = torch.empty(min(BLOCK_ROWS, num_rows - start), dim)
-    if std is not None:
-        return block.normal_(0.0, std, generator=generator)
-    bound = 1.0 / math.sqrt(num_rows)
-    return block.uniform_(-bound, bound, generator=generator)
+    with torch.random.fork_rng(devices=[]):  # an init_fn takes no generator
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        fill(block)
+    return block
 
 
 def local_shards(value: torch.Tensor) -> Iterator[tuple[torch.Tensor, int, int]]:
