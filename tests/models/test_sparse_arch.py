@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_hilomoe.models import SparseArch
 
@@ -27,3 +28,17 @@ def test_tables_have_one_dimension():
         SparseArch(EmbeddingBagCollection(tables=tables, device=torch.device("meta")))
     with pytest.raises(ValueError, match="got no table"):
         SparseArch(EmbeddingBagCollection(tables=[]))
+
+
+def test_a_feature_in_several_tables():
+    tables = [
+        EmbeddingBagConfig(name=name, embedding_dim=4, num_embeddings=9, feature_names=features)
+        for name, features in (("left", ["user", "item"]), ("right", ["user"]))
+    ]
+    collection = EmbeddingBagCollection(tables=tables)
+    features = KeyedJaggedTensor.from_lengths_sync(
+        ["user", "item"], torch.tensor([3, 5, 8, 1]), torch.tensor([1, 1, 1, 1])
+    )
+    left, right = (collection.embedding_bags[name].weight for name in ("left", "right"))
+    expected = torch.stack((left[[3, 5]], left[[8, 1]], right[[3, 5]]), dim=1)
+    assert torch.equal(SparseArch(collection)(features), expected)

@@ -5,7 +5,10 @@
 
 import torch
 from torchrec.models import dlrm
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    get_embedding_names_by_table,
+)
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
@@ -31,6 +34,9 @@ class SparseArch(dlrm.SparseArch):
     def __init__(self, embedding_bag_collection: EmbeddingBagCollection) -> None:
         common_embedding_dim(embedding_bag_collection)  # else [B, F, D] would cut across features
         super().__init__(embedding_bag_collection)
+        # Of a feature in several tables each embedding has a name of its own, such as user@t.
+        by_table = get_embedding_names_by_table(embedding_bag_collection.embedding_bag_configs())
+        self._sparse_feature_names = [name for names in by_table for name in names]
         self.frozen = False
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
@@ -40,7 +46,8 @@ class SparseArch(dlrm.SparseArch):
             features (KeyedJaggedTensor): the sparse features of B samples.
 
         Returns:
-            torch.Tensor: [B, F, D].
+            torch.Tensor: [B, F, D], in the order of the tables and of the features of each; of a
+            feature in several tables there are as many embeddings.
         """
         if self.frozen:
             with torch.no_grad():
