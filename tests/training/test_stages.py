@@ -10,14 +10,16 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import (
     DataParallelWrapper,
     DefaultDataParallelWrapper,
     DistributedModelParallel,
 )
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM, SparseArch
-from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
@@ -200,6 +202,43 @@ class OwnTrain(nn.Module):
         task = F.binary_cross_entropy_with_logits(logits.squeeze(1), batch.labels)
         auxiliary = self.extra().total
         return task + auxiliary, TrainOutput(task.detach(), logits, batch.labels, auxiliary)
+
+
+class BesideTheBags(nn.Module):
+    """A DLRM that also looks up a small table, in a collection of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        small = EmbeddingBagConfig(
+            name="t_user", embedding_dim=1, num_embeddings=40, feature_names=["user"]
+        )
+        self.small = EmbeddingBagCollection([small])
+
+    def forward(self, dense_features, sparse_features):
+        logits = self.model(dense_features, sparse_features)
+        return logits + self.small(sparse_features).values()
+
+
+def test_tables_that_no_plan_has_learn_and_freeze_as_tables(device, features, make_batch):
+    """DDP replicates them with the dense part."""
+    config = parse_model_config({"name": "hilomoe", "embedding_dim": 8, "num_experts": 4})
+    bags = build_model(config, make_tables(features, 8), 2)
+    apply_optimizer_in_backward(torch.optim.SGD, bags.sparse_arch.parameters(), {"lr": 0.1})
+    model = DLRM_HiLoMoETrain(BesideTheBags(bags))
+    planner = EmbeddingShardingPlanner(topology=Topology(1, "cpu"))
+    plan = planner.plan(model, [EmbeddingBagCollectionSharder()])
+    del plan.plan["model.small"]
+    model = DistributedModelParallel(model, device=device, plan=plan)
+    without = StageConfig(train=["backbone", "experts", "router"], batches=1)
+    for stage in (WARM_UP, without, JOINT, SPECIALISE):
+        enter_stage(model, stage)
+        before = _snapshot(model)
+        _train(model, stage, [make_batch(i) for i in range(4)])
+        after = _snapshot(model)
+        assert _changed_parts(before, after) == set(stage.train)
+        small = "tables", "model.small.embedding_bags.t_user.weight"
+        assert torch.equal(before[small], after[small]) == ("tables" not in stage.train)
 
 
 @pytest.fixture

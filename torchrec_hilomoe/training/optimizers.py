@@ -75,6 +75,18 @@ def part_parameters(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
     return parts
 
 
+def planned_tables(model: DistributedModelParallel) -> set[str]:
+    """Names of the tables that the plan places; DDP replicates all others with the dense part.
+
+    Args:
+        model (DistributedModelParallel): the model.
+
+    Returns:
+        set[str]: some of `table_names`.
+    """
+    return _planned(model, lambda table: True)
+
+
 def fused_modules(model: DistributedModelParallel) -> Iterator[Any]:
     """FBGEMM's modules, which update the tables of this rank in their backward pass.
 
@@ -101,7 +113,8 @@ class StageOptimizer:
     """What a train pipeline calls the optimizer, for one stage.
 
     Tables with a fused kernel learn in the backward pass, by the optimizer that was fused into
-    them; those whose plan has the kernel ``dense`` (data parallel ones have) by a dense optimizer.
+    them; those whose plan has the kernel ``dense`` (data parallel ones have), or that no plan has,
+    by a dense optimizer.
 
     Args:
         model (DistributedModelParallel): the model; only the stage's parts are stepped.
@@ -131,7 +144,7 @@ class StageOptimizer:
         self._l2: list[tuple[list[nn.Parameter], float]] = []
         self._optimizers: list[tuple[str, KeyedOptimizer]] = []
         self._dense: list[tuple[str, KeyedOptimizer]] = []
-        dense, sharded = _planned(model, _is_dense), _planned(model, _is_sharded)
+        fused, sharded = _planned(model, _is_fused), _planned(model, _is_sharded)
         self._sharded: list[nn.Parameter] = []
         self._replicated: list[nn.Parameter] = []
         for part, parameters in part_parameters(model).items():
@@ -140,14 +153,14 @@ class StageOptimizer:
             own: TableOptimizerConfig | PartOptimizerConfig = getattr(config, part)
             rate = own.learning_rate * stage.learning_rate_scale.get(part, 1.0)
             if part == "tables":
-                if any(not _is_dense(table) for table in _plans(model)):
+                if any(map(_is_fused, _plans(model))):
                     if own.l2:
                         raise ConfigError(
                             f"optimizer.tables.l2: {own.l2:g} needs tables with the kernel dense, "
                             "and the plan has fused ones"
                         )
                     self._add("tables", model.fused_optimizer, rate)
-                parameters = {name: p for name, p in parameters.items() if name in dense}
+                parameters = {name: p for name, p in parameters.items() if name not in fused}
             if parameters:
                 optimizer = _dense_optimizer(parameters, own)
                 self._add(part, optimizer, rate)
@@ -160,7 +173,7 @@ class StageOptimizer:
         self.zero_grad()  # fused tables learn at once, in a loop that clears gradients last
         # Every rank has to take part, those without a shard too.
         self._needs_shard_norm = "tables" in stage.train and any(
-            _is_dense(table) and _is_sharded(table) for table in _plans(model)
+            not _is_fused(table) and _is_sharded(table) for table in _plans(model)
         )
 
     def _add(self, part: str, optimizer: KeyedOptimizer, rate: float) -> None:
@@ -270,8 +283,8 @@ def _plans(model: DistributedModelParallel) -> Iterator[ParameterSharding]:
         yield from module_plan.values()
 
 
-def _is_dense(table: ParameterSharding) -> bool:
-    return table.compute_kernel == EmbeddingComputeKernel.DENSE.value
+def _is_fused(table: ParameterSharding) -> bool:
+    return table.compute_kernel != EmbeddingComputeKernel.DENSE.value
 
 
 def _is_sharded(table: ParameterSharding) -> bool:

@@ -18,7 +18,7 @@ from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import DLRM_HiLoMoETrain, InteractionDLRM, SparseArch
 from torchrec_hilomoe.modules import AuxiliaryLoss, RoutedLinear, set_experts_enabled
 from torchrec_hilomoe.training.config import StageConfig
-from torchrec_hilomoe.training.optimizers import part_parameters, table_names
+from torchrec_hilomoe.training.optimizers import part_parameters, planned_tables
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +49,10 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
     """
     if not isinstance(model, DistributedModelParallel):
         raise TypeError(f"model must be a DistributedModelParallel, got {type(model).__name__}")
-    inner, freezes = model.module, "tables" not in stage.train
+    inner, freezes, planned = model.module, "tables" not in stage.train, planned_tables(model)
     if freezes:
-        _check_freezable(inner)
-    learns = _what_is_to_learn(inner, stage)
+        _check_freezable(inner, planned)
+    learns = _what_is_to_learn(inner, stage, planned)
     changes = any(p.requires_grad != value for p, value in learns.items()) or any(
         linear.experts_enabled != stage.experts
         for linear in inner.modules()
@@ -78,27 +78,28 @@ def enter_stage(model: DistributedModelParallel, stage: StageConfig) -> None:
         _rewrap(model)
 
 
-def _what_is_to_learn(model: nn.Module, stage: StageConfig) -> dict[nn.Parameter, bool]:
-    """Whether a gradient is wanted of each dense parameter."""
-    frozen = _frozen_by_owner(model)
+def _what_is_to_learn(
+    model: nn.Module, stage: StageConfig, planned: set[str]
+) -> dict[nn.Parameter, bool]:
+    """Whether a gradient is wanted of each parameter in DDP."""
+    frozen = _frozen_by_owner(model, planned)
     return {
         parameter: part in stage.train and _takes_part(part, stage) and name not in frozen
         for part, parameters in part_parameters(model).items()
-        if part != "tables"
         for name, parameter in parameters.items()
+        if name not in planned
     }
 
 
-def _frozen_by_owner(model: nn.Module) -> set[str]:
-    """Names of the dense parameters that were frozen before any stage; the model remembers them."""
+def _frozen_by_owner(model: nn.Module, planned: set[str]) -> set[str]:
+    """Names of the parameters in DDP that were frozen before any stage; the model remembers."""
     if not hasattr(model, _FROZEN):
         names = {name for name, p in model.named_parameters() if not p.requires_grad}
-        setattr(model, _FROZEN, names - table_names(model))
+        setattr(model, _FROZEN, names - planned)
     return cast(set[str], getattr(model, _FROZEN))
 
 
-def _check_freezable(model: nn.Module) -> None:
-    tables = table_names(model)
+def _check_freezable(model: nn.Module, tables: set[str]) -> None:
     for path, module in model.named_modules():
         if type(module) is dlrm.SparseArch or isinstance(module, SparseArch):
             tables = {name for name in tables if not name.startswith(f"{path}.")}
@@ -201,6 +202,6 @@ def _rewrap(model: DistributedModelParallel) -> None:
     """Wraps the unsharded part in DDP anew, for the parameters that now need a gradient."""
     if isinstance(model._dmp_wrapped_module, DistributedDataParallel):
         model._dmp_wrapped_module = model._dmp_wrapped_module.module
-    tables = table_names(model)
-    if any(p.requires_grad for name, p in model.named_parameters() if name not in tables):
+    planned = planned_tables(model)
+    if any(p.requires_grad for name, p in model.named_parameters() if name not in planned):
         model._data_parallel_wrapper.wrap(model, model._env, model.device)
