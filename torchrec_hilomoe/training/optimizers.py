@@ -113,8 +113,8 @@ class StageOptimizer:
     """What a train pipeline calls the optimizer, for one stage.
 
     Tables with a fused kernel learn in the backward pass, by the optimizer that was fused into
-    them; those whose plan has the kernel ``dense`` (data parallel ones have), or that no plan has,
-    by a dense optimizer.
+    them, at the one rate that ``config`` has for tables; those whose plan has the kernel ``dense``
+    (data parallel ones have), or that no plan has, by a dense optimizer.
 
     Args:
         model (DistributedModelParallel): the model; only the stage's parts are stepped.
