@@ -74,6 +74,21 @@ def test_tables_that_would_leave_a_rank_without_rows_are_placed_whole(four_ranks
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rows", [(3, 100), (100, 3)])
+def test_tables_of_one_name_are_all_placed_whole_where_one_has_to_be(four_ranks, rows):
+    model = nn.ModuleDict()
+    for path, num_rows in zip(("left", "right"), rows, strict=True):
+        table = EmbeddingBagConfig(
+            name="t", embedding_dim=4, num_embeddings=num_rows, feature_names=[path]
+        )
+        model[path] = EmbeddingBagCollection([table], device=torch.device("meta"))
+    tables = TableOptimizerConfig("sgd")
+    sharded = shard_model(model, ShardingConfig("row_wise"), tables, torch.device("cpu"))
+    placed = {path: plan["t"].sharding_type for path, plan in sharded.plan.plan.items()}
+    assert placed == {"left": "table_wise", "right": "table_wise"}
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_other_types_take_tables_of_few_rows(four_ranks):
     assert set(_types("column_wise", "sgd").values()) == {"column_wise"}
     assert _types("auto")[3] == "table_wise"

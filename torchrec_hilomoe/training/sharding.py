@@ -228,12 +228,17 @@ def _constraints(
     shards of no rows.
     """
     by_rows = not {type_.value for type_ in _ROW_TYPES}.isdisjoint(sharder.types)
+    # TorchRec splits over all ranks or those of a node, into as many rows each, rounded up.
+    sizes = (topology.world_size, topology.local_world_size)
+
+    def misses_a_rank(rows: int) -> bool:
+        return any(-(-rows // size) * (size - 1) >= rows for size in sizes)
+
+    # By name, as TorchRec's constraints are: tables in several collections may share one.
+    whole = {c.name for c in configs if by_rows and misses_a_rank(c.num_embeddings)}
     constraints = {}
     for config in configs:
-        rows = config.num_embeddings
-        # TorchRec splits over all ranks or those of a node, into as many rows each, rounded up.
-        sizes = (topology.world_size, topology.local_world_size)
-        if by_rows and any(-(-rows // size) * (size - 1) >= rows for size in sizes):
+        if config.name in whole:
             only = ShardingType.TABLE_WISE.value
         elif sharding.type != "auto":
             only = sharding.type  # the planner takes some types only where they are constrained
