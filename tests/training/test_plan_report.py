@@ -7,7 +7,7 @@ from torchrec.distributed.types import (
     ShardingPlan,
     ShardMetadata,
 )
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import parse_model_config
@@ -17,8 +17,14 @@ from torchrec_hilomoe.training.plan_report import describe_plan
 MIB_ROWS = (1 << 20) // 4 // 8  # rows of 8 floats in a mebibyte
 
 
-def _table(name: str, rows: int) -> EmbeddingBagConfig:
-    return EmbeddingBagConfig(name=name, embedding_dim=8, num_embeddings=rows, feature_names=[name])
+def _table(name: str, rows: int, data_type: DataType = DataType.FP32) -> EmbeddingBagConfig:
+    return EmbeddingBagConfig(
+        name=name,
+        embedding_dim=8,
+        num_embeddings=rows,
+        feature_names=[name],
+        data_type=data_type,
+    )
 
 
 def _split(rows: tuple[int, ...]) -> ParameterSharding:
@@ -39,11 +45,21 @@ def test_every_table_and_the_memory_of_each_rank():
     replicated = ParameterSharding(sharding_type="data_parallel", compute_kernel="dense")
     plan = ShardingPlan({"ebc": {"small": replicated, "large": _split((3 * MIB_ROWS, MIB_ROWS))}})
     tables = [_table("small", MIB_ROWS), _table("large", 4 * MIB_ROWS)]
-    assert describe_plan(plan, tables, world_size=2).splitlines() == [
+    assert describe_plan(plan, {"ebc": tables}, world_size=2).splitlines() == [
         "sharding plan (weights in MiB):",
         f"  large: {4 * MIB_ROWS:,} x 8, row_wise; rank 0: 3.00, rank 1: 1.00",
         f"  small: {MIB_ROWS:,} x 8, data_parallel; rank 0: 1.00, rank 1: 1.00",
         "  together: rank 0: 4.00, rank 1: 2.00",
+    ]
+
+
+def test_tables_of_one_name_and_of_half_precision():
+    plan = ShardingPlan({"a": {"t": _split((MIB_ROWS,))}, "b": {"t": _split((3 * MIB_ROWS,))}})
+    tables = {"a": [_table("t", MIB_ROWS)], "b": [_table("t", 3 * MIB_ROWS, DataType.FP16)]}
+    assert describe_plan(plan, tables, world_size=1).splitlines()[1:] == [
+        f"  t: {3 * MIB_ROWS:,} x 8, row_wise; rank 0: 1.50",
+        f"  t: {MIB_ROWS:,} x 8, row_wise; rank 0: 1.00",
+        "  together: rank 0: 2.50",
     ]
 
 

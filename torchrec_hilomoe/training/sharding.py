@@ -28,7 +28,7 @@ from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training.config import ShardingConfig, TableOptimizerConfig
 from torchrec_hilomoe.training.distributed import broadcast, is_main_rank
 from torchrec_hilomoe.training.optimizers import OPTIMIZERS
-from torchrec_hilomoe.training.plan_report import describe_plan
+from torchrec_hilomoe.training.plan_report import describe_plan, weight_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +90,14 @@ def shard_model(
     """
     dense = uses_dense_kernel(sharding, tables)
     _check_collections(model)
-    collections = [m for m in model.modules() if isinstance(m, EmbeddingBagCollection)]
-    configs = [config for m in collections for config in m.embedding_bag_configs()]
+    collections = {
+        path: m for path, m in model.named_modules() if isinstance(m, EmbeddingBagCollection)
+    }
+    tables_of = {path: m.embedding_bag_configs() for path, m in collections.items()}
+    configs = [config for own in tables_of.values() for config in own]
     _check(sharding, tables, configs, device)
     if not dense:
-        for collection in collections:
+        for collection in collections.values():
             # A fresh dict for each call: the kwargs are changed in place.
             apply_optimizer_in_backward(
                 OPTIMIZERS[tables.name], collection.parameters(), _fused_kwargs(tables)
@@ -115,7 +118,7 @@ def shard_model(
             for parameter in module_plan.values():
                 parameter.compute_kernel = EmbeddingComputeKernel.DENSE.value
     if is_main_rank():
-        logger.info("%s", describe_plan(plan, configs, dist.get_world_size()))
+        logger.info("%s", describe_plan(plan, tables_of, dist.get_world_size()))
     env = ShardingEnv.from_process_group(dist.group.WORLD)
     try:
         return DistributedModelParallel(
@@ -160,11 +163,11 @@ def _ranks_per_host() -> int | None:
 
 def _largest(configs: list[EmbeddingBagConfig]) -> str:
     """What to do about tables that are too large."""
-    largest = max(configs, key=lambda c: c.num_embeddings * c.embedding_dim)
+    largest = max(configs, key=weight_bytes)
     return (
         f"The largest table is {largest.name}, {largest.num_embeddings:,} x "
         f"{largest.embedding_dim} "
-        f"({largest.num_embeddings * largest.embedding_dim * 4 / (1 << 20):,.1f} MiB without "
+        f"({weight_bytes(largest) / (1 << 20):,.1f} MiB without "
         "optimizer state). Shard it by rows, hash its ids (hash_size), or start more ranks"
     )
 
