@@ -7,7 +7,12 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import (
+    DataType,
+    EmbeddingBagConfig,
+    EmbeddingConfig,
+    PoolingType,
+)
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.feature_processor_ import PositionWeightedModule
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
@@ -41,6 +46,22 @@ def test_columns_that_kernels_cannot_read_are_refused(kernel, device):
     optimizer = TableOptimizerConfig(name="sgd", kernel=kernel)
     with pytest.raises(ConfigError, match=r"a multiple of 4, got t_10 \(10\);"):
         shard_model(collection, ShardingConfig(), optimizer, torch.device(device))
+
+
+@pytest.mark.parametrize(
+    ("data_type", "optimizer", "error"),
+    [
+        (DataType.FP16, TableOptimizerConfig("adam", kernel="dense"), r"adam .* underflows"),
+        (DataType.BF16, TableOptimizerConfig("sgd"), r"no kernels on CPU for \['a'\] in BF16"),
+    ],
+)
+def test_types_that_kernels_or_optimizers_lack_are_refused(data_type, optimizer, error):
+    config = EmbeddingBagConfig(
+        name="a", embedding_dim=4, num_embeddings=9, feature_names=["f"], data_type=data_type
+    )
+    collection = EmbeddingBagCollection([config], device=torch.device("meta"))
+    with pytest.raises(ConfigError, match=error):
+        shard_model(collection, ShardingConfig(), optimizer, torch.device("cpu"))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from torchrec.distributed.planner import (
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.sharding_plan import get_module_to_default_sharders
 from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
@@ -199,6 +199,16 @@ def _check(
             f"columns are a multiple of {COLUMN_MULTIPLE}, got {', '.join(odd)}; take the next "
             "multiple, or on CPU optimizer.tables.kernel=dense (evaluation takes it by itself)"
         )
+    half = [config.name for config in configs if config.data_type == DataType.FP16]
+    if half and dense and tables.name != "sgd":
+        raise ConfigError(
+            f"optimizer.tables.name: the dense kernel keeps the state of {tables.name} in the type "
+            f"of the tables, and that of {half} underflows in FP16; take the fused kernel, sgd, or "
+            "FP32"
+        )
+    bfloat = [config.name for config in configs if config.data_type == DataType.BF16]
+    if bfloat and device.type == "cpu":
+        raise ConfigError(f"model: FBGEMM has no kernels on CPU for {bfloat} in BF16; take FP16")
     means = [config.name for config in configs if config.pooling == PoolingType.MEAN]
     if sharding.type == "grid_shard" and means:
         raise ConfigError(
