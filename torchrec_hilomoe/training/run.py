@@ -48,7 +48,8 @@ from torchrec_hilomoe.training.distributed import (
 from torchrec_hilomoe.training.loop import Trainer
 from torchrec_hilomoe.training.output_folder import exclusive
 from torchrec_hilomoe.training.recorder import Recorder
-from torchrec_hilomoe.training.sharding import COLUMN_MULTIPLE, shard_model
+from torchrec_hilomoe.training.shardable import COLUMN_MULTIPLE
+from torchrec_hilomoe.training.sharding import shard_model
 from torchrec_hilomoe.training.stages import core_model
 from torchrec_hilomoe.training.tables import init_tables, make_tables
 

@@ -18,9 +18,8 @@ from torchrec.distributed.planner import (
     Topology,
 )
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.sharding_plan import get_module_to_default_sharders
 from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
@@ -29,6 +28,11 @@ from torchrec_hilomoe.training.config import ShardingConfig, TableOptimizerConfi
 from torchrec_hilomoe.training.distributed import broadcast, is_main_rank
 from torchrec_hilomoe.training.optimizers import OPTIMIZERS
 from torchrec_hilomoe.training.plan_report import describe_plan, weight_bytes
+from torchrec_hilomoe.training.shardable import (
+    check_collections,
+    check_tables,
+    uses_dense_kernel,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +40,6 @@ _TABLE_TYPES = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.TAB
 _ROW_TYPES = [ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE, ShardingType.GRID_SHARD]
 _HOST_TYPES = [ShardingType.TABLE_ROW_WISE, ShardingType.GRID_SHARD]  # over the ranks of a host
 _COLUMN_TYPES = [ShardingType.COLUMN_WISE, ShardingType.TABLE_COLUMN_WISE]
-_DENSE_TYPES = [ShardingType.DATA_PARALLEL, ShardingType.TABLE_WISE]
-
-#: What TorchRec's fused kernels, and all of FBGEMM's on CUDA, take columns of tables by.
-COLUMN_MULTIPLE = 4
 
 
 class _Sharder(EmbeddingBagCollectionSharder):
@@ -58,11 +58,6 @@ class _Sharder(EmbeddingBagCollectionSharder):
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return self.types
-
-
-def uses_dense_kernel(sharding: ShardingConfig, tables: TableOptimizerConfig) -> bool:
-    """Whether the tables get whole-table gradients and a `torch.optim` optimizer."""
-    return tables.kernel == "dense" or sharding.type == "data_parallel"
 
 
 def shard_model(
@@ -89,13 +84,13 @@ def shard_model(
         ConfigError: the tables cannot be sharded or optimised so.
     """
     dense = uses_dense_kernel(sharding, tables)
-    _check_collections(model)
+    check_collections(model)
     collections = {
         path: m for path, m in model.named_modules() if isinstance(m, EmbeddingBagCollection)
     }
     tables_of = {path: m.embedding_bag_configs() for path, m in collections.items()}
     configs = [config for own in tables_of.values() for config in own]
-    _check(sharding, tables, configs, device)
+    check_tables(sharding, tables, configs, device)
     if not dense:
         for collection in collections.values():
             # A fresh dict for each call: the kwargs are changed in place.
@@ -134,22 +129,6 @@ def shard_model(
         ) from None
 
 
-def _check_collections(model: nn.Module) -> None:
-    """Refuses modules with tables that need a sharder of their own.
-
-    The planner would leave them as they are, or shard the collection inside one alone: position
-    weights would not learn then, and each rank would give ids rows in a way of its own.
-    """
-    known = tuple(get_module_to_default_sharders())
-    for path, module in model.named_modules():
-        if isinstance(module, known) and type(module) is not EmbeddingBagCollection:
-            raise ConfigError(
-                f"model: {path or 'it'} is of type {type(module).__name__}, and shard_model shards "
-                "plain EmbeddingBagCollections alone; shard the model by TorchRec's "
-                "DistributedModelParallel, or look the embeddings up in an EmbeddingBagCollection"
-            )
-
-
 def _ranks_per_host() -> int | None:
     """As TorchRec's kernels take it; None where hosts have different numbers of ranks."""
     world_size = dist.get_world_size()
@@ -170,51 +149,6 @@ def _largest(configs: list[EmbeddingBagConfig]) -> str:
         f"({weight_bytes(largest) / (1 << 20):,.1f} MiB without "
         "optimizer state). Shard it by rows, hash its ids (hash_size), or start more ranks"
     )
-
-
-def _check(
-    sharding: ShardingConfig,
-    tables: TableOptimizerConfig,
-    configs: list[EmbeddingBagConfig],
-    device: torch.device,
-) -> None:
-    """Refuses combinations that TorchRec would crash on or silently get wrong."""
-    dense = uses_dense_kernel(sharding, tables)
-    if not dense and tables.name == "adam" and device.type == "cpu":
-        raise ConfigError(
-            "optimizer.tables.name: fused Adam does not exist on CPU; set "
-            "optimizer.tables.kernel=dense, or choose rowwise_adagrad, adagrad or sgd"
-        )
-    dense_types = [type_.value for type_ in _DENSE_TYPES]
-    if dense and sharding.type not in ("auto", *dense_types):
-        raise ConfigError(
-            "sharding.type: the dense kernel (optimizer.tables.kernel=dense; in an evaluation, "
-            f"columns that are no multiple of {COLUMN_MULTIPLE}) works with "
-            f"{', '.join(dense_types)} (auto takes data_parallel), got {sharding.type}"
-        )
-    odd = [f"{c.name} ({c.embedding_dim})" for c in configs if c.embedding_dim % COLUMN_MULTIPLE]
-    if odd and (device.type == "cuda" or not dense):
-        raise ConfigError(
-            "model.embedding_dim: FBGEMM's fused kernels, and all of CUDA, need tables whose "
-            f"columns are a multiple of {COLUMN_MULTIPLE}, got {', '.join(odd)}; take the next "
-            "multiple, or on CPU optimizer.tables.kernel=dense (evaluation takes it by itself)"
-        )
-    half = [config.name for config in configs if config.data_type == DataType.FP16]
-    if half and dense and tables.name != "sgd":
-        raise ConfigError(
-            f"optimizer.tables.name: the dense kernel keeps the state of {tables.name} in the type "
-            f"of the tables, and that of {half} underflows in FP16; take the fused kernel, sgd, or "
-            "FP32"
-        )
-    bfloat = [config.name for config in configs if config.data_type == DataType.BF16]
-    if bfloat and device.type == "cpu":
-        raise ConfigError(f"model: FBGEMM has no kernels on CPU for {bfloat} in BF16; take FP16")
-    means = [config.name for config in configs if config.pooling == PoolingType.MEAN]
-    if sharding.type == "grid_shard" and means:
-        raise ConfigError(
-            f"sharding.type: under grid_shard TorchRec sums what should be averaged in {means}; "
-            "set pooling: sum in the data schema, or choose another sharding type"
-        )
 
 
 def _allowed_types(sharding: ShardingConfig, tables: TableOptimizerConfig) -> list[ShardingType]:
