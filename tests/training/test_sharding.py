@@ -7,6 +7,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torchrec.distributed import comm
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -22,8 +23,10 @@ from torchrec_hilomoe.training import (
 
 
 @pytest.fixture
-def four_ranks() -> Iterator[None]:
+def four_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process as the first of four, whose collectives do nothing."""
+    for name in ("_INTRA_PG", "_CROSS_PG"):  # TorchRec keeps a host's groups for good
+        monkeypatch.setattr(comm, name, None)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     yield
     dist.destroy_process_group()
