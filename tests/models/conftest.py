@@ -8,7 +8,15 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from torchrec_hilomoe.models import registry
+
 EMBEDDING_DIM, NUM_SPARSE, ROWS, BATCH = 8, 4, 50, 6
+
+
+@pytest.fixture(autouse=True)
+def registry_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is known to it alone."""
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
 
 
 @pytest.fixture
