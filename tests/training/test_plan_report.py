@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from torchrec.distributed.planner import Topology
 from torchrec.distributed.types import (
     EnumerableShardingSpec,
     ParameterSharding,
@@ -11,7 +12,7 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import parse_model_config
-from torchrec_hilomoe.training import ShardingConfig, TableOptimizerConfig, build_sharded
+from torchrec_hilomoe.training import ShardingConfig, TableOptimizerConfig, build_sharded, sharding
 from torchrec_hilomoe.training.plan_report import describe_plan
 
 MIB_ROWS = (1 << 20) // 4 // 8  # rows of 8 floats in a mebibyte
@@ -27,16 +28,16 @@ def _table(name: str, rows: int, data_type: DataType = DataType.FP32) -> Embeddi
     )
 
 
-def _split(rows: tuple[int, ...]) -> ParameterSharding:
+def _split(rows: tuple[int, ...], ranks: tuple[int, ...] = (0, 1)) -> ParameterSharding:
     starts = [sum(rows[:i]) for i in range(len(rows))]
     shards = [
         ShardMetadata(shard_offsets=[start, 0], shard_sizes=[size, 8], placement=f"rank:{rank}/cpu")
-        for rank, (start, size) in enumerate(zip(starts, rows, strict=True))
+        for rank, start, size in zip(ranks, starts, rows, strict=False)
     ]
     return ParameterSharding(
         sharding_type="row_wise",
         compute_kernel="fused",
-        ranks=list(range(len(rows))),
+        ranks=list(ranks),
         sharding_spec=EnumerableShardingSpec(shards),
     )
 
@@ -61,6 +62,29 @@ def test_tables_of_one_name_and_of_half_precision():
         f"  t: {MIB_ROWS:,} x 8, row_wise; rank 0: 1.00",
         "  together: rank 0: 2.50",
     ]
+
+
+def test_several_shards_of_a_table_on_one_rank_count_together():
+    plan = ShardingPlan({"ebc": {"t": _split((MIB_ROWS, 2 * MIB_ROWS), ranks=(0, 0))}})
+    lines = describe_plan(plan, {"ebc": [_table("t", 3 * MIB_ROWS)]}, world_size=1).splitlines()
+    assert lines[1:] == [
+        f"  t: {3 * MIB_ROWS:,} x 8, row_wise; rank 0: 3.00",
+        "  together: rank 0: 3.00",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_memory_is_in_gib(device, features, monkeypatch):
+    capacities = []
+
+    def noting(**options):
+        capacities.append(options["ddr_cap"])
+        return Topology(**options)
+
+    monkeypatch.setattr(sharding, "Topology", noting)
+    config = parse_model_config({"name": "dlrm", "embedding_dim": 8})
+    build_sharded(config, features, ShardingConfig(memory_per_rank_gib=1.5), None, 0, device)
+    assert capacities == [3 * 2**29]
 
 
 def test_a_plan_that_does_not_fit_names_the_table(device, features):

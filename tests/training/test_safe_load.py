@@ -127,11 +127,13 @@ def test_torn_metadata_are_an_error(weights, cut):
         read_metadata(weights)
 
 
-def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path):
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path, absolute):
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "secret").write_text("x")
     digests = checksums(tmp_path, [tmp_path / "secret"])
-    write_manifest(tmp_path / "checkpoint", {"../secret": digests["secret"]})
+    name = str(tmp_path / "secret") if absolute else "../secret"
+    write_manifest(tmp_path / "checkpoint", {name: digests["secret"]})
     with pytest.raises(CheckpointError, match="outside of it"):
         verify(tmp_path / "checkpoint")
 
