@@ -169,7 +169,7 @@ def plot_frontier(runs: pd.DataFrame, path: Path) -> None:
     for style, kind in _STYLES.values():
         axes[0].plot([], [], ls="", label=kind, **style)
     axes[0].plot([], [], label="best at no more FLOPs", **_LINE)
-    axes[0].legend(loc="lower right", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.draw_without_rendering()  # the layout decides where names have room
     for axis, data in zip(axes, names, strict=True):
         rows = summary(runs, data)
