@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_hilomoe.data import CTRBatch, FeatureSpec, SparseFeature
 from torchrec_hilomoe.models import parse_model_config
 from torchrec_hilomoe.training import (
+    OptimizerConfig,
     ShardingConfig,
+    StageOptimizer,
     TableOptimizerConfig,
     build_sharded,
     init_process_group,
@@ -151,3 +155,68 @@ def run_training(
             return {}
 
     return run
+
+
+@pytest.fixture
+def train_batches():
+    """Trains a stage that was entered on some batches; returns the outputs."""
+
+    def train(model, stage, batches, tables=None):
+        optimizer = StageOptimizer(
+            model,
+            OptimizerConfig(tables=tables or TableOptimizerConfig()),
+            stage,
+        )
+        pipeline = TrainPipelineSparseDist(model, optimizer, torch.device("cpu"))
+        iterator, outputs = iter(batches), []
+        while True:
+            try:
+                outputs.append(pipeline.progress(iterator))
+            except StopIteration:
+                pipeline.detach()
+                return outputs
+
+    return train
+
+
+@pytest.fixture
+def snapshot():
+    """Every tensor of a model and of its fused optimizer, by part and name."""
+
+    def take(model):
+        state = {}
+        for name, value in model.state_dict().items():
+            part = "backbone"
+            if ".embedding_bags." in name:
+                part = "tables"
+            elif "expert_" in name:
+                part = "experts"
+            elif ".router." in name:
+                part = "router"
+            state[part, name] = _local(value)
+        for name, values in model.fused_optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                state["tables", f"{name}/{key}"] = _local(value)
+        return state
+
+    return take
+
+
+def _local(value):
+    if hasattr(value, "local_shards"):
+        return torch.cat([shard.tensor.flatten() for shard in value.local_shards()]).clone()
+    return copy.deepcopy(value)
+
+
+@pytest.fixture
+def changed_parts():
+    """The parts of which two snapshots differ."""
+
+    def changed(before, after):
+        return {
+            part
+            for (part, name), value in before.items()
+            if not torch.equal(value, after[part, name])
+        }
+
+    return changed
