@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchrec_hilomoe.modules import (
-    AuxiliaryLossConfig,
-)
+from torchrec_hilomoe.modules import AuxiliaryLossConfig
 from torchrec_hilomoe.training import (
     OptimizerConfig,
     PartOptimizerConfig,
