@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from torch._C._profiler import _EventType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
@@ -57,7 +58,8 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
     """The most memory that tensors take during a step beyond what stood at its start.
 
     On CPU by the allocations and frees that the profiler sees, so that neither the allocator nor
-    other work of the process adds to it.
+    other work of the process adds to it. There, memory that the step gives back without having
+    allocated it counts as standing: the profiler knows of some of it only.
     """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -66,9 +68,21 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live: dict[int, int] = {}
     standing = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        standing += event.nbytes()
+    for address, size in _memory_events(profiled):
+        if size > 0:
+            live[address] = size
+        standing += size if size > 0 else -live.pop(address, 0)
         peak = max(peak, standing)
     return peak
+
+
+def _memory_events(profiled: profile) -> Iterator[tuple[int, int]]:
+    """Address and bytes of each allocation, and of each free with its bytes negated, in order."""
+    events = list(profiled.profiler.kineto_results.experimental_event_tree())
+    for event in events:
+        events.extend(event.children)  # breadth first, while the list grows
+    memory = [event for event in events if event.tag == _EventType.Allocation]
+    for event in sorted(memory, key=lambda event: event.start_time_ns):
+        yield event.extra_fields.ptr, event.extra_fields.alloc_size

@@ -78,3 +78,15 @@ def test_peak_memory(load) -> None:
         del second, third
 
     assert load("profiles").peak_bytes(step, torch.device("cpu")) == 2 * 4 * 250 * 1000
+
+
+def test_peak_memory_whatever_was_profiled_before(load) -> None:
+    """What stood before a step may or may not be known to the profiler when the step frees it."""
+    peak_bytes, cpu, kept = load("profiles").peak_bytes, torch.device("cpu"), []
+    peak_bytes(lambda: kept.append(torch.empty(250, 1000)), cpu)
+
+    def step() -> None:
+        kept.clear()
+        kept.append(torch.empty(250, 1000))
+
+    assert peak_bytes(step, cpu) == 4 * 250 * 1000
