@@ -41,7 +41,9 @@ class _JobError(Exception):
 
 
 def launch(
-    task: Callable[[dict[str, Any], DictConfig], dict[str, Any]], config_name: str
+    task: Callable[[dict[str, Any], DictConfig], dict[str, Any]],
+    config_name: str,
+    objective: Callable[[DictConfig, dict[str, Any]], float | None] | None = None,
 ) -> NoReturn:
     """Composes the configuration on every rank, runs the task, prints its result, and exits.
 
@@ -51,6 +53,8 @@ def launch(
         task (Callable): takes the composed configuration, plain and as it was, and returns the
             JSON object that rank 0 prints as its last line.
         config_name (str): of the YAML file in ``conf``.
+        objective (Callable | None): what Hydra's sweepers optimise, from the configuration and the
+            task's result.
     """
     warnings.filterwarnings("ignore", module=r"torchrec(\.|$)|torch\.distributed")
     warnings.filterwarnings("ignore", message=".*ShardedTensor")  # TorchRec's state dicts
@@ -71,7 +75,7 @@ def launch(
     OmegaConf.register_new_resolver("launch", lambda: name)
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-    def run(config: DictConfig) -> None:
+    def run(config: DictConfig) -> float | None:
         # Hydra would cut tracebacks short and add its own advice to every error.
         try:
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -87,6 +91,7 @@ def launch(
             raise SystemExit(1) from None
         if is_main_rank():
             print(json.dumps(result), flush=True)
+        return objective(config, result) if objective is not None else None
 
     exit_code = 0
     try:

@@ -47,6 +47,12 @@ def main(values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
     return train(run_config, on_start=save_config)
 
 
+def monitored_on_valid(config: DictConfig, metrics: dict[str, Any]) -> float | None:
+    """What a Hydra sweeper optimises: ``training.monitor`` on valid, None without valid data."""
+    valid = metrics["valid"]
+    return None if valid is None else valid[config.training.monitor]
+
+
 def _check_tuned() -> None:
     """Tells what is tuned; the group is optional, so that Hydra takes any name for it."""
     chosen = HydraConfig.get().runtime.choices.get("tuned")
@@ -59,4 +65,4 @@ def _check_tuned() -> None:
 
 
 if __name__ == "__main__":
-    launch(main, "config")
+    launch(main, "config", monitored_on_valid)

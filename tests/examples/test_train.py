@@ -175,6 +175,36 @@ def test_a_job_that_fails_leaves_the_others_of_a_multirun(launch, small, tmp_pat
     assert (tmp_path / "1" / "metrics.json").exists()
 
 
+CALLBACK = """
+import json
+from hydra.experimental.callback import Callback
+
+class Record(Callback):
+    def __init__(self, path): self.path = path
+    def on_job_end(self, config, job_return, **kwargs):
+        with open(self.path, "a") as file: print(json.dumps(job_return.return_value), file=file)
+"""
+
+
+def test_sweepers_are_given_what_is_monitored_on_valid(launch, small, tmp_path):
+    """What Hydra's sweepers get of each job, here read by a callback of Hydra."""
+    (tmp_path / "recording.py").write_text(CALLBACK)
+    run = launch(
+        "--multirun",
+        "+hydra.callbacks.record._target_=recording.Record",
+        f"+hydra.callbacks.record.path={tmp_path}/values",
+        "training.monitor=auc,logloss",
+        *small,
+        "training.max_train_batches=2",
+        f"output_dir={tmp_path}/runs",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert run.code == 0, run.stderr[-4000:]
+    values = [json.loads(line) for line in (tmp_path / "values").read_text().splitlines()]
+    metrics = [json.loads((tmp_path / "runs" / n / "metrics.json").read_text()) for n in "01"]
+    assert values == [metrics[0]["valid"]["auc"], metrics[1]["valid"]["logloss"]]
+
+
 def test_replicated_tables_train_without_warnings(launch, small):
     run = launch(*small, "training.max_train_batches=2", "optimizer=adam_dense")
     assert run.code == 0, run.stderr[-4000:]
