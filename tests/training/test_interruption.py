@@ -48,7 +48,7 @@ def test_the_clock_pauses_batches_until_a_save():
         started = time.monotonic()
         for _ in watch.until_pause(stream):
             time.sleep(0.01)
-        assert 0.6 <= time.monotonic() - started < 3
+        assert 0.6 <= time.monotonic() - started < 30  # not minutes; a busy machine is slow
         assert watch.save_due
         watch.saved()
         assert not watch.save_due
