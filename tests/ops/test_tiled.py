@@ -145,6 +145,14 @@ def test_keeps_the_expert_activations_once() -> None:
     assert kept(stacked_experts_linear) >= 2 * activations
 
 
+@pytest.mark.parametrize("shape", [(2200, 40), (2200, 6, 40)])
+def test_output_may_be_changed_in_place(shape) -> None:
+    inputs = random_inputs(shape, *LARGE[1:])
+    expected = torch.autograd.grad(tiled_experts_linear(*inputs).relu().sum(), inputs)
+    actual = torch.autograd.grad(tiled_experts_linear(*inputs).relu_().sum(), inputs)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
 def test_second_derivatives_are_refused() -> None:
     inputs = random_inputs((7, 4), 3, 2, 3)
     (grad,) = torch.autograd.grad(

@@ -92,17 +92,19 @@ class _TiledExperts(torch.autograd.Function):
         samples = x if x.dim() == 3 else x.unsqueeze(1)  # [B, N, d]
         u, v = expert_u.flatten(0, 1), expert_v.flatten(0, 1)  # [LK, o], [LK, d]
         gates = (scores.flatten(1) * gate_scale).unsqueeze(1)  # [B, 1, LK]
-        y = x.new_empty([*samples.shape[:2], weight.size(0)])
+        # Returned as allocated: what is a view here could not be changed in place, by a ReLU say.
+        y = x.new_empty([*x.shape[:-1], weight.size(0)])
         projected = x.new_empty([*samples.shape[:2], v.size(0)])
         for tile in tiles(samples, y):
-            x_tile, y_tile = samples[tile].flatten(0, 1), y[tile].flatten(0, 1)
+            x_tile = samples[tile].flatten(0, 1)
+            y_tile = y[tile].view(x_tile.size(0), y.size(-1))
             torch.mm(x_tile, v.t(), out=projected[tile].flatten(0, 1))
             gated = (projected[tile] * gates[tile]).flatten(0, 1)
             torch.addmm(bias, x_tile, weight.t(), out=y_tile)
             torch.addmm(y_tile, gated, u, out=y_tile)
         ctx.save_for_backward(x, weight, expert_u, expert_v, scores, projected)
         ctx.gate_scale = gate_scale
-        return y.view([*x.shape[:-1], weight.size(0)])
+        return y
 
     @staticmethod
     @once_differentiable
