@@ -30,8 +30,9 @@ def score_recurrence(
     Returns:
         tuple[Tensor, Tensor]: scores and logits, ``[B, L, K]`` each.
     """
+    # Views are made here: those of an autograd function cannot be changed in place.
     scores, logits = _ScoreRecurrence.apply(first_terms, gram, num_layers, top_k)
-    return scores, logits
+    return scores.unflatten(1, (num_layers, -1)), logits.t().unflatten(1, (num_layers, -1))
 
 
 class _ScoreRecurrence(torch.autograd.Function):
@@ -59,10 +60,7 @@ class _ScoreRecurrence(torch.autograd.Function):
         # The linears multiply by the scores row by row; the logits serve reductions alone.
         # Copied, since contiguous() makes an exported batch more than one sample.
         rows = scores.new_empty((scores.size(1), scores.size(0))).copy_(scores.t())
-        return (
-            rows.unflatten(1, (num_layers, -1)),
-            logits.t().unflatten(1, (num_layers, -1)),
-        )
+        return rows, logits
 
     @staticmethod
     @once_differentiable
@@ -70,8 +68,8 @@ class _ScoreRecurrence(torch.autograd.Function):
         ctx: Any, grad_scores: Tensor | None, grad_logits: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         scores, gram = ctx.saved_tensors
-        from_scores = _experts_first(grad_scores, scores)
-        from_logits = _experts_first(grad_logits, scores)
+        from_scores = _own(None if grad_scores is None else grad_scores.t(), scores)
+        from_logits = _own(grad_logits, scores)
         grad_gram = torch.zeros_like(gram)
         recurrence_backward(from_scores, from_logits, scores, gram, grad_gram, ctx.num_layers)
         return from_logits, grad_gram, None, None
@@ -176,8 +174,6 @@ def _gate(logits: Tensor, top_k: int | None) -> Tensor:
     return torch.zeros_like(logits).scatter_(0, experts, kept.softmax(0))
 
 
-def _experts_first(grad: Tensor | None, like: Tensor) -> Tensor:
-    """A gradient ``[B, L, K]`` as ``[LK, B]``, in memory of its own; zeros where there is none."""
-    if grad is None:
-        return torch.zeros_like(like)
-    return torch.empty_like(like).copy_(grad.flatten(1).t())
+def _own(grad: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient in memory of its own; zeros where there is none."""
+    return torch.zeros_like(like) if grad is None else torch.empty_like(like).copy_(grad)
