@@ -177,14 +177,17 @@ class VariantLinear(RoutedLinear):
             self.router.skip()
             return F.linear(x, self.weight, self.bias)
 
+        outputs: list[Tensor] = []  # layer by layer, once: a query may have read them before
+
         def experts(layer: int, scores: Tensor) -> Tensor:
-            if self.options.gate == "centred":
-                scores = scores - 1.0 / scores.size(1)
-            projected = x @ self.expert_v[layer].t()
-            projected = projected.relu() if self.options.expert_relu else projected
-            return (
-                (projected * self.expert_dropout(scores)) @ self.expert_u[layer] * self.gate_scale
-            )
+            if layer == len(outputs):
+                if self.options.gate == "centred":
+                    scores = scores - 1.0 / scores.size(1)
+                projected = x @ self.expert_v[layer].t()
+                projected = projected.relu() if self.options.expert_relu else projected
+                gated = projected * self.expert_dropout(scores)
+                outputs.append(gated @ self.expert_u[layer] * self.gate_scale)
+            return outputs[layer]
 
         y = F.linear(x, self.weight, self.bias)
         for layer, scores in enumerate(self.router(x, experts).scores.unbind(1)):

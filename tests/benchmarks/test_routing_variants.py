@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.models import InteractionContext
@@ -98,6 +99,17 @@ def test_outputs_decide_only_where_they_are_read(linear) -> None:
         after = routing(layer, x).logits
         assert_close(after[:, 0], before[:, 0])
         assert torch.equal(after, before) is not reads
+
+
+def test_outputs_that_are_read_are_made_once(linear) -> None:
+    def flops(hierarchy: str) -> int:
+        layer = linear(hierarchy=hierarchy)
+        with FlopCounterMode(display=False) as counter:
+            layer(torch.randn(5, 32))
+        return counter.get_total_flops()
+
+    out_features, query_dim, readers = 6, 32, 2
+    assert flops("outputs") - flops("none") == readers * 2 * 5 * out_features * query_dim
 
 
 def test_layers_without_hierarchy_do_not_know_of_each_other(linear) -> None:
