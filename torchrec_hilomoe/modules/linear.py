@@ -29,8 +29,9 @@ class RoutedLinear(nn.Module):
     with c the gate scale. ``weight`` and ``bias`` have the names, shapes and initial values of
     ``nn.Linear``, whose checkpoints load with ``strict=False``. U starts at 0, so that the output
     equals the dense layer's bit for bit, and V as N(0, 1/d) [R]. (Long sequences run on built
-    weights, equal up to rounding.) In place of a linear without bias, fill ``bias`` with 0, which
-    its checkpoint lacks, and let it require no gradient.
+    weights, and large batches of float64 on tiles on CPU, equal up to rounding.) In place of a
+    linear without bias, fill ``bias`` with 0, which its checkpoint lacks, and let it require no
+    gradient.
 
     Args:
         in_features (int): d.

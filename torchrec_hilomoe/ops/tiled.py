@@ -35,7 +35,7 @@ def tiling_is_cheaper(x: Tensor, weight: Tensor, scores: Tensor) -> bool:
 
 
 def may_run_on_tiles(x: Tensor, weight: Tensor) -> bool:
-    """Whether cutting x into tiles leaves the base's output as it is, bit for bit.
+    """Whether cutting x into tiles leaves the base's output as it is.
 
     Args:
         x (Tensor): ``[B, ..., d]``.
@@ -43,8 +43,8 @@ def may_run_on_tiles(x: Tensor, weight: Tensor) -> bool:
 
     Returns:
         bool: True on CPU for one dtype, without autocast and outside of ``torch.compile`` and
-        ``torch.export``. One output feature is a product with a vector, whose rounding changes
-        with the number of rows.
+        ``torch.export``. Bit for bit, but in float64, whose products round otherwise with another
+        number of rows. One output feature, a product with a vector, does so in every dtype.
     """
     return (
         not torch.compiler.is_compiling()
