@@ -88,6 +88,15 @@ def test_z_loss_formula(top_k) -> None:
     torch.testing.assert_close(z_loss(routing), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype) -> None:
+    """The sums of these rows overflow float16, and bfloat16 cannot count them."""
+    scores, logits = (tensor.detach().to(dtype) for tensor in random_routing(70_001))
+    half, whole = Routing(scores, 4 * logits), Routing(scores.float(), 4 * logits.float())
+    for loss in (load_balance_loss, z_loss):
+        torch.testing.assert_close(loss(half), loss(whole), rtol=0, atol=0)
+
+
 def test_losses_of_no_samples_are_zero() -> None:
     nothing = Routing(torch.zeros(0, 3, 4), torch.zeros(0, 3, 4))
     assert load_balance_loss(nothing) == 0

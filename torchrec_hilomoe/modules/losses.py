@@ -266,7 +266,8 @@ def _batch_means(
 
 def _batch_sums(routing: Routing, top_k: int | None, wanted: _Wanted) -> Tensor:
     """Sums over the samples of one rank and their count, ``[LK + LK + L + 1]``."""
-    scores = routing.scores
+    # A sum over samples soon leaves the range or the digits of half precision.
+    scores, logits = (t if t.dtype == torch.float64 else t.float() for t in routing)
     num_samples, num_layers, num_experts = scores.shape
     dispatch = importance = scores.new_zeros((num_layers, num_experts))
     squared_lse = scores.new_zeros(num_layers)
@@ -278,7 +279,7 @@ def _batch_sums(routing: Routing, top_k: int | None, wanted: _Wanted) -> Tensor:
         dispatch = shares.sum(dim=0)
         importance = scores.sum(dim=0)
     if wanted.z_loss:
-        squared_lse = routing.logits.logsumexp(dim=-1).square().sum(dim=0)
+        squared_lse = logits.logsumexp(dim=-1).square().sum(dim=0)
     count = scores.new_full((1,), num_samples)
     return torch.cat([s.flatten() for s in (dispatch, importance, squared_lse, count)])
 
