@@ -53,6 +53,15 @@ def test_two_stars_name_no_file_twice(folder: Path) -> None:
     assert names_of(folder, "day*/**") == ["day=1/c.csv"]
 
 
+def test_an_empty_path_does_not_mean_the_current_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match=r"data\.test: an empty path"):
+        resolve_files([""], "data.test")
+    assert len(resolve_files(["."], "data.test")) == 3
+
+
 @pytest.mark.parametrize("paths", [("a.csv", "a.csv"), ("*.csv", "a.csv"), ("day=1/../a.csv", "")])
 def test_a_file_that_is_named_twice_is_refused(folder: Path, paths: tuple[str, str]) -> None:
     message = rf"data\.train: the file {folder}/a\.csv is named twice, by {folder}/.* and by "

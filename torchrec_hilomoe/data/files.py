@@ -47,7 +47,7 @@ def resolve_files(paths: Sequence[str], key: str) -> list[Path]:
         list[Path]: in the order of ``paths``, sorted within a folder or a glob.
 
     Raises:
-        ConfigError: a file is named twice.
+        ConfigError: a path is empty, or a file is named twice.
         DataError: a path names nothing.
     """
     found = [(path, file) for path in paths for file in _resolve(path, key)]
@@ -67,6 +67,11 @@ def resolve_files(paths: Sequence[str], key: str) -> list[Path]:
 
 
 def _resolve(path: str, key: str) -> list[Path]:
+    if not path:  # as of a shell variable that is not set; it would mean the current folder
+        raise ConfigError(
+            f"{key}: an empty path; name a file, a folder (. for this one) or a glob, or leave the "
+            "key out"
+        )
     place = Path(path).expanduser()
     if place.is_file():
         return [place]
