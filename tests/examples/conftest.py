@@ -53,6 +53,7 @@ def launch(tmp_path_factory) -> Callable[..., Run]:
         ranks: int = 1,
         script: str = "train_dlrm_hilomoe",
         timeout: int = 300,
+        cwd: Path = cache,
         **env,
     ) -> Run:
         start = [sys.executable]
@@ -64,7 +65,7 @@ def launch(tmp_path_factory) -> Callable[..., Run]:
             text=True,
             timeout=timeout,
             env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHREC_HILOMOE_CACHE": str(cache), **env},
-            cwd=cache,
+            cwd=cwd,
             check=False,
         )
         return Run(done.returncode, done.stdout, done.stderr)

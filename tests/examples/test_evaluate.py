@@ -106,6 +106,23 @@ def test_predictions_without_labels_join_the_rows_that_were_not_skipped(
         assert re.search(message, without_file.stderr)
 
 
+def test_a_multirun_leaves_the_folder_alone_that_it_is_started_in(trained, launch, tmp_path):
+    """Such as that of the multirun whose checkpoints are scored, or of data."""
+    _, test, checkpoint = trained
+    (tmp_path / "multirun.yaml").write_text("of a training")
+    run = launch(
+        "--multirun",
+        f"checkpoint={checkpoint}",
+        f"data.test={test}",
+        "data.batch_size=64,128",
+        script="evaluate",
+        cwd=tmp_path,
+    )
+    assert run.result["samples"] == 501
+    assert (tmp_path / "multirun.yaml").read_text() == "of a training"
+    assert {path.name for path in tmp_path.iterdir()} == {"multirun.yaml", "outputs"}
+
+
 def test_no_checkpoint(launch, tmp_path):
     run = launch(f"checkpoint={tmp_path}", "data.test=x.csv", script="evaluate")
     assert run.code == 1
