@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from override_errors import explain
 from torch import distributed as dist
 
-from torchrec_hilomoe.errors import HiLoMoEError
+from torchrec_hilomoe.errors import ConfigError, HiLoMoEError
 from torchrec_hilomoe.training import (
     TrainingInterrupted,
     init_process_group,
@@ -78,6 +78,7 @@ def launch(
     def run(config: DictConfig) -> float | None:
         # Hydra would cut tracebacks short and add its own advice to every error.
         try:
+            _refuse_hidden()
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             result = task(cast(dict[str, Any], values), config)
         except TrainingInterrupted as ended:
@@ -109,6 +110,24 @@ def launch(
         print(f"error on rank {dist.get_rank()}: {message}\nGiven: {given}", file=sys.stderr)
         exit_code = 1
     shutdown(exit_code)
+
+
+def _refuse_hidden() -> None:
+    """Refuses a file of --config-dir in whose place Hydra reads a shipped one of the same name."""
+    folders = {source.provider: source.path for source in HydraConfig.get().runtime.config_sources}
+    if "command-line" not in folders:
+        return
+    shipped, own = Path(folders["main"]), Path(folders["command-line"])
+    names = [path.relative_to(shipped) for path in shipped.glob("*/*.yaml")]
+    if any(argument.startswith(("--config-name", "-cn")) for argument in sys.argv):
+        names.append(Path(cast(str, HydraConfig.get().job.config_name)).with_suffix(".yaml"))
+    for name in names:
+        hidden, read = own / name, shipped / name
+        if hidden.is_file() and read.is_file() and hidden.read_bytes() != read.read_bytes():
+            raise ConfigError(
+                f"{hidden}: would not be read, since the shipped {read} has the same name; give "
+                "it another one"
+            )
 
 
 def _ended(error: Exception, output_name: str) -> BaseException:

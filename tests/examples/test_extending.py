@@ -106,6 +106,20 @@ def test_own_data_set_and_model(launch, tmp_path):
     assert 0 < result["valid"]["gauc"] < 1
 
 
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("model/hilomoe", ()), ("training/_base", ()), ("config", ("--config-name", "config"))],
+)
+def test_a_file_that_a_shipped_one_hides_is_refused(launch, small, tmp_path, name, flags):
+    """Hydra would take the shipped file without a word."""
+    own = tmp_path / f"{name}.yaml"
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("seed: 1\n")
+    run = launch("--config-dir", str(tmp_path), *flags, *small, "training.max_train_batches=1")
+    assert run.code == 1
+    assert f"error on rank 0: {own}: would not be read, since the shipped " in run.stderr
+
+
 def test_columns_with_dots_and_options_that_json_does_not_know(launch, tmp_path):
     rows = "1\tann\ta\n0\tbob\tb\n" * 20
     (tmp_path / "train.tsv").write_text("bought\tuser.id\tshop\n" + rows)
