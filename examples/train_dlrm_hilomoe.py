@@ -39,8 +39,9 @@ def main(values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
     def save_config() -> None:
         if not is_main_rank():
             return
+        saved = OmegaConf.merge(config, {"output_dir": str(output_dir)})
         try:
-            OmegaConf.save(config, output_dir / "config.yaml", resolve=True)
+            OmegaConf.save(saved, output_dir / "config.yaml", resolve=True)
         except OSError as error:
             raise ConfigError(f"output_dir: cannot write {output_dir}: {error}") from None
 

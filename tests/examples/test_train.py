@@ -222,8 +222,10 @@ def test_multirun_under_torchrun(launch, small, tmp_path):
         ranks=2,
     )
     assert run.code == 0, run.stderr[-4000:]
-    seeds = [json.loads((tmp_path / n / "metrics.json").read_text())["seed"] for n in "01"]
-    assert seeds == [0, 1]
+    for number in (0, 1):
+        folder = tmp_path / str(number)
+        assert json.loads((folder / "metrics.json").read_text())["seed"] == number
+        assert f"output_dir: {folder}\n" in (folder / "config.yaml").read_text()
 
 
 def test_default_output_folder_is_one_for_all_ranks(launch, small):
