@@ -46,6 +46,17 @@ def explain(error: Exception, conf: Path) -> str:
             if value == "null" and options:
                 none = ", or ~tuned for none" if group == "tuned" else ""
                 return f"{group}=null: expected one of {', '.join(options)}{none}"
+    if "'${experiment}_${model}'" in str(error):
+        return (
+            "experiment, model: expected one name each; an experiment of yours may join several by "
+            "beginning with `defaults: [ONE, OTHER]`"
+        )
+    if "Could not override 'tuned'" in str(error):
+        return (
+            "tuned: an experiment cannot override it; give tuned=NAME on the command line, or "
+            "beside the experiment a file tuned/EXPERIMENT_MODEL.yaml with `# @package model` and "
+            "`defaults: [NAME]`"
+        )
     absent = _group_of_no_choice(str(error))
     if absent and (conf / absent).is_dir():
         return (

@@ -50,6 +50,12 @@ CASES = {
     "null group": (["optimizer=null"], GOOD, ["optimizer=null: expected one of adam_dense"]),
     "null tuned": (["tuned=null"], GOOD, ["frappe_x1_hilomoe", "or ~tuned for none"]),
     "misspelt tuned": (["tuned=frappe"], GOOD, ["tuned=frappe: expected", "frappe_x1_hilomoe"]),
+    "two experiments": (
+        ["experiment=[frappe_x1,synthetic]"],
+        GOOD,
+        ["experiment, model: expected one name each", "`defaults: [ONE, OTHER]`"],
+    ),
+    "no model": (["~model"], GOOD, ["experiment, model: expected one name each"]),
     "no batches for batch norm": (
         ["data.batch_size=2", "model.batch_norm=true"],
         GOOD,

@@ -120,6 +120,20 @@ def test_a_file_that_a_shipped_one_hides_is_refused(launch, small, tmp_path, nam
     assert f"error on rank 0: {own}: would not be read, since the shipped " in run.stderr
 
 
+def test_an_experiment_of_ones_own_has_tuned_settings_by_its_name(launch, tmp_path):
+    for name, content in (
+        ("experiment/own", "# @package _global_\ndefaults: [{override /tuned: frappe_x1_hilomoe}]"),
+        ("experiment/shop", "# @package _global_\ndefaults: [synthetic]"),
+        ("tuned/shop_hilomoe", "# @package model\ndefaults: [frappe_x1_hilomoe]"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(content)
+    refused = launch("--config-dir", str(tmp_path), "experiment=own")
+    assert "tuned: an experiment cannot override it; give tuned=NAME" in refused.stderr
+    composed = launch("--config-dir", str(tmp_path), "--cfg", "job", "experiment=shop")
+    assert "ensemble_size: 2" in composed.stdout
+
+
 def test_columns_with_dots_and_options_that_json_does_not_know(launch, tmp_path):
     rows = "1\tann\ta\n0\tbob\tb\n" * 20
     (tmp_path / "train.tsv").write_text("bought\tuser.id\tshop\n" + rows)
