@@ -56,6 +56,8 @@ def monitored_on_valid(config: DictConfig, metrics: dict[str, Any]) -> float | N
 
 def _check_tuned() -> None:
     """Tells what is tuned; the group is optional, so that Hydra takes any name for it."""
+    if not GlobalHydra.instance().is_initialized():
+        return  # --experimental-rerun takes a configuration that was composed before
     chosen = HydraConfig.get().runtime.choices.get("tuned")
     known = GlobalHydra.instance().config_loader().get_group_options("tuned")
     given = any(override.startswith("tuned=") for override in HydraConfig.get().overrides.task)

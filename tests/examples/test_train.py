@@ -205,6 +205,22 @@ def test_sweepers_are_given_what_is_monitored_on_valid(launch, small, tmp_path):
     assert values == [metrics[0]["valid"]["auc"], metrics[1]["valid"]["logloss"]]
 
 
+def test_hydra_repeats_a_run(launch, small, tmp_path):
+    pickled = "hydra.experimental.callbacks.PickleJobInfoCallback"
+    first = launch(
+        f"+hydra.callbacks.pickle._target_={pickled}",
+        "hydra.output_subdir=.hydra",
+        "checkpoint.resume=never",
+        *small,
+        "training.max_train_batches=2",
+        f"output_dir={tmp_path}",
+    )
+    again = launch("--experimental-rerun", str(tmp_path / ".hydra" / "config.pickle"))
+    assert "resuming" not in again.stderr
+    for key, value in first.result.items():
+        assert key in VARYING or again.result[key] == value
+
+
 def test_replicated_tables_train_without_warnings(launch, small):
     run = launch(*small, "training.max_train_batches=2", "optimizer=adam_dense")
     assert run.code == 0, run.stderr[-4000:]
