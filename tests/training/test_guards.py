@@ -133,6 +133,17 @@ def test_skip_changes_nothing_where_all_is_finite(make_model, make_batch, tmp_pa
     assert all(torch.equal(skipping[name], value) for name, value in raising.items())
 
 
+def test_training_goes_on_in_another_pipeline(make_model, make_batch, tmp_path):
+    """As after each evaluation: what the first one had hooked is gone."""
+    trained = []
+    for policy in ("raise", "skip"):
+        model = make_model(FUSED)
+        for seed in range(3):
+            weights, _ = _train(model, [make_batch(seed)], policy, tmp_path)
+        trained.append(weights)
+    assert all(torch.equal(trained[1][name], value) for name, value in trained[0].items())
+
+
 @pytest.mark.parametrize("policy", ["raise", "skip"])
 def test_an_ensemble_learns_in_a_pipeline_as_by_hand(make_model, make_batch, tmp_path, policy):
     batches = [make_batch(seed) for seed in range(4)]
