@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchrec_hilomoe.errors import TrainingError
+from torchrec_hilomoe.inference import load_for_serving
 
 # One batch, whose loss and gradients are finite, and then nothing is.
 DIVERGES = ("training.max_train_batches=1", "optimizer.backbone.learning_rate=1e38")
@@ -57,3 +59,25 @@ def test_a_decay_ends_at_its_final_factor_though_a_stage_stopped_early(run_train
 def test_evaluations_are_of_as_many_batches_as_configured(run_training, tmp_path):
     limits = ("training.max_train_batches=1", "training.max_eval_batches=2")
     assert run_training(tmp_path, *limits)["valid"]["samples"] == 2 * 64
+
+
+def test_frozen_batch_norms_stay_so_after_an_evaluation(run_training, tmp_path):
+    """It leaves the model in eval mode, and `train()` alone would thaw them."""
+    metrics = run_training(
+        tmp_path,
+        "training=three_stage",
+        "training.max_train_batches=3",
+        "model.batch_norm=true",
+        "checkpoint.every_batches=null",
+        "checkpoint.keep_last=99",
+    )
+    assert [stage["batches"] for stage in metrics["stages"].values()] == [3, 3, 3]
+    warm_up, specialise, joint = (
+        dict(load_for_serving(tmp_path / f"checkpoints/step-0000000{step}").named_buffers())
+        for step in (3, 6, 9)
+    )
+    statistics = [name for name in joint if "running_" in name]
+    assert statistics
+    for name in statistics:
+        assert torch.equal(specialise[name], warm_up[name])
+        assert not torch.equal(joint[name], specialise[name])
