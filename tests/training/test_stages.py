@@ -57,6 +57,16 @@ def test_what_is_frozen_keeps_no_gradient_of_the_stage_before(
     assert all(parameter.grad is None for parameter in frozen)
 
 
+def test_tables_may_learn_alone(make_model, make_batch, train_batches, snapshot, changed_parts):
+    """DDP would refuse a dense part in which nothing learns."""
+    stage = StageConfig(train=["tables"], batches=1)
+    model = make_model()
+    enter_stage(model, stage)
+    before = snapshot(model)
+    train_batches(model, stage, [make_batch(i) for i in range(2)])
+    assert changed_parts(before, snapshot(model)) == {"tables"}
+
+
 def test_first_step_of_specialise_moves_only_u_by_the_task_loss(
     make_model, make_batch, train_batches, snapshot
 ):
