@@ -101,12 +101,29 @@ def test_the_dense_kernel_has_the_gradients_of_torch(device):
     torch.testing.assert_close(table.grad, expected.grad)
 
 
-def test_tables_that_no_memory_holds_are_named(device, monkeypatch):
-    def full(*args, **kwargs):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 640 bytes")
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 640 bytes"),
+            ConfigError,
+            r"rank 0 has no memory .* largest table is a, 9 x 4 ",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            ConfigError,
+            r"rank 0 has no memory .* largest table is a, 9 x 4 ",
+        ),
+        (RuntimeError("what has no memory of it"), RuntimeError, "^what has no memory of it"),
+    ],
+    ids=["cpu", "cuda", "other"],
+)
+def test_tables_that_no_memory_holds_are_named(device, monkeypatch, error, raised, message):
+    def fail(*args, **kwargs):
+        raise error
 
-    monkeypatch.setattr(sharding, "DistributedModelParallel", full)
+    monkeypatch.setattr(sharding, "DistributedModelParallel", fail)
     config = EmbeddingBagConfig(name="a", embedding_dim=4, num_embeddings=9, feature_names=["f"])
     model = nn.ModuleDict({"e": EmbeddingBagCollection([config], device=torch.device("meta"))})
-    with pytest.raises(ConfigError, match=r"rank 0 has no memory .* largest table is a, 9 x 4 "):
+    with pytest.raises(raised, match=message):
         shard_model(model, ShardingConfig(), TableOptimizerConfig(), device)
