@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_configs import (
+    DataType,
+    EmbeddingBagConfig,
+    EmbeddingConfig,
+    PoolingType,
+)
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.feature_processor_ import PositionWeightedModule
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
@@ -16,6 +23,7 @@ from torchrec.modules.mc_modules import (
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training import ShardingConfig, TableOptimizerConfig, shard_model
+from torchrec_hilomoe.training.shardable import check_tables
 
 
 @pytest.mark.parametrize(
@@ -46,6 +54,41 @@ def test_types_that_kernels_or_optimizers_lack_are_refused(data_type, optimizer,
     collection = EmbeddingBagCollection([config], device=torch.device("meta"))
     with pytest.raises(ConfigError, match=error):
         shard_model(collection, ShardingConfig(), optimizer, torch.device("cpu"))
+
+
+_ADAM = TableOptimizerConfig("adam")
+_DENSE_ADAM = TableOptimizerConfig("adam", kernel="dense")
+_DENSE_SGD = TableOptimizerConfig("sgd", kernel="dense")
+_SGD = TableOptimizerConfig("sgd")
+_HALF, _BFLOAT = {"data_type": DataType.FP16}, {"data_type": DataType.BF16}
+_MEAN, _SUM = {"pooling": PoolingType.MEAN}, {"pooling": PoolingType.SUM}
+
+
+@pytest.mark.parametrize(
+    ("type_", "optimizer", "table", "device", "error"),
+    [
+        ("auto", _ADAM, {}, "cpu", "fused Adam does not exist on CPU"),
+        ("auto", _ADAM, {}, "cuda", None),
+        ("row_wise", _DENSE_SGD, {}, "cpu", r"dense kernel .* table_wise .* got row_wise"),
+        ("column_wise", _DENSE_SGD, {}, "cuda", r"dense kernel .* got column_wise"),
+        ("table_wise", _DENSE_SGD, {}, "cpu", None),
+        ("data_parallel", _SGD, {}, "cpu", None),
+        ("grid_shard", _SGD, _MEAN, "cpu", r"TorchRec sums what should be averaged in \['a'\]"),
+        ("grid_shard", _SGD, _SUM, "cpu", None),
+        ("row_wise", _SGD, _MEAN, "cpu", None),
+        ("auto", _DENSE_ADAM, _HALF, "cuda", "underflows in FP16"),
+        ("auto", _DENSE_SGD, _HALF, "cuda", None),
+        ("auto", _ADAM, _HALF, "cuda", None),
+        ("auto", _SGD, _BFLOAT, "cuda", None),
+    ],
+)
+def test_what_goes_together_and_what_does_not(type_, optimizer, table, device, error):
+    config = EmbeddingBagConfig(
+        name="a", embedding_dim=4, num_embeddings=9, feature_names=["f"], **table
+    )
+    refused = pytest.raises(ConfigError, match=error) if error else contextlib.nullcontext()
+    with refused:
+        check_tables(ShardingConfig(type_), optimizer, [config], torch.device(device))
 
 
 class OwnCollection(EmbeddingBagCollection):
