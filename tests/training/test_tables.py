@@ -15,7 +15,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from torchrec_hilomoe.data import FeatureSpec, SparseFeature
 from torchrec_hilomoe.inference import load_for_serving
-from torchrec_hilomoe.training import init_tables, make_tables
+from torchrec_hilomoe.training import init_tables, make_tables, tables
 from torchrec_hilomoe.training.tables import local_shards, table_name, table_of
 
 
@@ -39,6 +39,20 @@ def test_seed_table_and_block_decide():
     assert not torch.equal(first, _tables(rows, 1))
     assert not torch.equal(first[0], first[1])
     assert first.unique(dim=1).shape[1] == rows
+
+
+def test_pieces_of_a_table_start_as_parts_of_the_whole(monkeypatch):
+    """Whichever rows and columns a rank has, and whatever blocks they are drawn in."""
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 4)
+    whole = _tables(10, 0, unknown_row=True)
+
+    def quarters(value):
+        for rows in (slice(0, 3), slice(3, None)):
+            for columns in (slice(0, 1), slice(1, None)):
+                yield value[rows, columns], rows.start, columns.start
+
+    monkeypatch.setattr(tables, "local_shards", quarters)
+    assert torch.equal(_tables(10, 0, unknown_row=True), whole)
 
 
 def test_the_row_of_unknown_values_starts_as_zero():
@@ -71,9 +85,12 @@ def test_a_model_may_configure_the_deviation(make_model):
 
 
 def test_pooling_and_sizes_follow_the_features(features):
-    configs = {c.feature_names[0]: c for c in make_tables(features, 4).embedding_bag_configs()}
+    sums = SparseFeature("tags", 7, "sum")
+    spec = FeatureSpec(features.dense, (*features.sparse, sums))
+    configs = {c.feature_names[0]: c for c in make_tables(spec, 4).embedding_bag_configs()}
     assert configs["user"].num_embeddings == 40
     assert configs["genres"].pooling.name == "MEAN"
+    assert configs["tags"].pooling.name == "SUM"
 
 
 def test_a_name_with_dots_is_no_other_features_name():
