@@ -10,6 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from torchrec_hilomoe.errors import TrainingError
 from torchrec_hilomoe.inference import load_for_serving
+from torchrec_hilomoe.training import loop
+from torchrec_hilomoe.training.checkpoint import read_run
 
 # One batch, whose loss and gradients are finite, and then nothing is.
 DIVERGES = ("training.max_train_batches=1", "optimizer.backbone.learning_rate=1e38")
@@ -81,3 +83,48 @@ def test_frozen_batch_norms_stay_so_after_an_evaluation(run_training, tmp_path):
     for name in statistics:
         assert torch.equal(specialise[name], warm_up[name])
         assert not torch.equal(joint[name], specialise[name])
+
+
+def test_a_stage_stops_after_as_many_evaluations_without_a_best_as_configured(
+    run_training, tmp_path
+):
+    metrics = run_training(
+        tmp_path,
+        "training.stages.joint.epochs=9",
+        "training.early_stopping_patience=2",
+        "optimizer.backbone.learning_rate=1",
+    )
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("valid/auc")
+    values = [event.value for event in events[1:]]  # the first comes before training
+    assert metrics["train_batches"] == 10 * len(values) < 90
+    assert len(values) - 1 - values.index(max(values)) == 2
+
+
+@pytest.mark.parametrize(("epochs", "batches"), [(0.001, 1), (0.26, 3), (1.5, 15)])
+def test_a_stage_is_as_long_as_configured(run_training, tmp_path, epochs, batches):
+    metrics = run_training(tmp_path, f"training.stages.joint.epochs={epochs}")
+    assert metrics["train_batches"] == metrics["stages"]["joint"]["batches"] == batches
+    assert read_run(tmp_path / "checkpoints" / "last").progress.samples == 64 * batches
+
+
+def test_what_is_recorded_and_when(run_training, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(loop, "warn_if_not_learning", lambda auc, step: steps.append(step))
+    metrics = run_training(
+        tmp_path,
+        "training=three_stage",
+        "training.max_train_batches=5",
+        "training.log_every=4",
+        "training.schedule.warmup_batches=5",
+    )
+    assert steps == [10, 15], "not in the warm-up"
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [4, 8, 12]
+    valid = events.Scalars("valid/auc")
+    assert [event.step for event in valid] == [0, 5, 10, 15]
+    before, after = (
+        [stage[f"valid_auc_{when}"] for stage in metrics["stages"].values()]
+        for when in ("before", "after")
+    )
+    assert before + after[-1:] == pytest.approx([event.value for event in valid])
+    assert before[1:] == after[:-1]
