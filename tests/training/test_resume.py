@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
 import logging
 import shutil
 
@@ -11,6 +14,8 @@ from torch import distributed as dist
 from torchrec_hilomoe.errors import CheckpointError, ConfigError
 from torchrec_hilomoe.training import run as run_module
 from torchrec_hilomoe.training.checkpoint.description import read_run
+from torchrec_hilomoe.training.checkpoint.resume import check_same_run
+from torchrec_hilomoe.training.progress import Progress
 
 
 def _checkpoints(run):
@@ -34,6 +39,32 @@ def test_fewer_training_rows_are_another_run(run_training, tmp_path):
             "data.synthetic.train_rows=320",
             f"checkpoint.resume={source}",
         )
+
+
+FREE = ("output_dir", "sharding.type", "checkpoint.keep_last", "data.cache_dir", "data.num_workers")
+FREE += tuple(f"training.{key}" for key in ("log_every", "timeout_minutes", "on_non_finite"))
+MAY_CHANGE = ("optimizer.backbone.learning_rate", "training.stages.joint.epochs", "rows.valid")
+FIXED = ("seed", "model.embedding_dim", "encoder", "features.dense", "rows.train")
+FIXED += tuple(f"data.{key}" for key in ("batch_size", "shuffle", "shuffle_buffer"))
+
+
+def test_what_may_change_in_a_run_that_goes_on(run_training, tmp_path, caplog):
+    run_training(tmp_path, "training.max_train_batches=1")
+    finished = read_run(tmp_path / "checkpoints" / "last")
+    saved = dataclasses.replace(finished, progress=Progress(step=1))
+    for key in (*FREE, *MAY_CHANGE, *FIXED):
+        config = copy.deepcopy(saved.config)
+        *path, last = key.split(".")
+        group = functools.reduce(dict.__getitem__, path, config)
+        group[last] = [group[last], "other"]
+        for explicit in (False, True):
+            caplog.clear()
+            if key in FREE or (key in MAY_CHANGE and explicit):
+                check_same_run(saved, config, explicit)
+                assert (f"changes in {key}" in caplog.text) == (key in MAY_CHANGE)
+            else:
+                with pytest.raises(ConfigError, match=f"of another run: {key} "):
+                    check_same_run(saved, config, explicit)
 
 
 def test_a_finished_run_is_not_gone_on_with_by_changes(run_training, tmp_path):
