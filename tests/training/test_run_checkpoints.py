@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
+import signal
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchrec_hilomoe.errors import CheckpointError, ConfigError
-from torchrec_hilomoe.training import parse_run_config, train
+from torchrec_hilomoe.training import enter_stage, loop, parse_run_config, train
 from torchrec_hilomoe.training.checkpoint import folder, run_checkpoints
+from torchrec_hilomoe.training.interruption import TrainingInterrupted
 
 
 class Died(Exception):  # noqa: N818 (no error)
@@ -49,6 +53,46 @@ def test_links_that_a_dead_process_left_behind_are_moved_on(run_training, tmp_pa
     run_training(tmp_path / "run")
     run_training(tmp_path / "whole")
     assert _metrics(tmp_path / "run") == _metrics(tmp_path / "whole")
+
+
+def test_a_run_goes_on_in_the_stage_that_it_was_in(run_training, tmp_path):
+    """With the random numbers and the statistics that it had there."""
+    options = (
+        "training=three_stage",
+        "training.max_train_batches=6",
+        "model.dropout=0.2",
+        "model.batch_norm=true",
+        "checkpoint.every_batches=4",
+    )
+    run_training(tmp_path / "run", *options, kill_after=10)
+    assert _links(tmp_path / "run")["last"] == "step-00000008"
+    run_training(tmp_path / "run", *options)
+    run_training(tmp_path / "whole", *options)
+    assert _metrics(tmp_path / "run") == _metrics(tmp_path / "whole")
+
+
+def test_a_signal_before_the_first_batch_costs_nothing(run_training, tmp_path, monkeypatch):
+    """The optimizers have no state then."""
+    with monkeypatch.context() as patch:
+
+        def enter_late(*arguments: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            enter_stage(*arguments)
+
+        patch.setattr(loop, "enter_stage", enter_late)
+        with pytest.raises(TrainingInterrupted):
+            run_training(tmp_path / "run")
+    assert _links(tmp_path / "run") == {"last": "step-00000000"}
+    run_training(tmp_path / "run")
+    run_training(tmp_path / "whole")
+    assert _metrics(tmp_path / "run") == _metrics(tmp_path / "whole")
+
+
+def test_half_of_a_checkpoint_is_removed_by_the_next_save(run_training, tmp_path):
+    half = tmp_path / "checkpoints" / ".step-00000003.incomplete"
+    (half / "weights").mkdir(parents=True)
+    run_training(tmp_path, "training.max_train_batches=1")
+    assert not half.exists()
 
 
 def test_a_best_of_the_run_before_is_not_taken_for_that_of_a_new_one(run_training, tmp_path):
@@ -163,8 +207,10 @@ def test_a_monitored_metric_needs_rows_that_define_it(run_training, tmp_path):
         run_training(tmp_path, "training.monitor=gauc", "data.schema.group=price")
 
 
-def test_a_metric_is_monitored_on_valid(device, write_clicks, tmp_path):
-    values = {
+@pytest.fixture
+def without_valid(device, write_clicks, tmp_path) -> dict[str, Any]:
+    """A run on data without a valid split."""
+    return {
         "data": {
             "train": str(write_clicks(tmp_path / "train.csv", 100, 0)),
             "schema": {"label": "clicked", "categorical": ["user", "item"]},
@@ -172,11 +218,47 @@ def test_a_metric_is_monitored_on_valid(device, write_clicks, tmp_path):
             "cache_dir": str(tmp_path / "cache"),
         },
         "model": {"name": "dlrm_cat", "embedding_dim": 8},
-        "training": {"stages": {"joint": {"batches": 1}}, "monitor": "logloss"},
+        "training": {"stages": {"joint": {"batches": 3}}},
         "optimizer": {},
         "sharding": {},
         "seed": 0,
         "output_dir": str(tmp_path / "run"),
     }
+
+
+def test_a_metric_is_monitored_on_valid(without_valid):
+    without_valid["training"]["monitor"] = "logloss"
     with pytest.raises(ConfigError, match=r"^data\.valid: required by training\.monitor=logloss"):
-        train(parse_run_config(values))
+        train(parse_run_config(without_valid))
+
+
+@pytest.mark.parametrize(
+    ("training", "key"),
+    [
+        ({"early_stopping_patience": 1}, r"training\.early_stopping_patience"),
+        ({"schedule": {"name": "plateau"}}, r"training\.schedule\.name=plateau"),
+    ],
+)
+def test_evaluations_that_something_waits_for_need_valid(without_valid, training, key):
+    without_valid["training"].update(training)
+    with pytest.raises(ConfigError, match=rf"^data\.valid: required by {key}, but not given"):
+        train(parse_run_config(without_valid))
+
+
+def test_without_valid_the_last_weights_are_the_best(without_valid, tmp_path):
+    without_valid["checkpoint"] = {"every_batches": 1}
+    metrics = train(parse_run_config(without_valid))
+    assert metrics["valid"] is None
+    assert _links(tmp_path / "run") == {"last": "step-00000003", "best": "step-00000003"}
+
+
+def test_the_last_weights_are_taken_where_the_best_are_damaged(run_training, tmp_path, caplog):
+    run, worse = tmp_path / "run", "optimizer.backbone.learning_rate=1"
+    best = run_training(run, worse)["valid"]["auc"]
+    assert _links(run) == {"last": "step-00000020", "best": "step-00000010"}
+    for path in (run / "checkpoints" / "best" / "weights").glob("*.distcp"):
+        path.write_bytes(b"")
+    metrics = run_training(run, worse)
+    assert "is damaged" in caplog.text
+    assert "taking the last weights instead" in caplog.text
+    assert metrics["valid"]["auc"] == metrics["stages"]["joint"]["valid_auc_after"] < best
