@@ -22,6 +22,7 @@ from torchrec_hilomoe.training import (
     enter_stage,
     init_tables,
     make_tables,
+    part_parameters,
 )
 
 OPTIONS = {
@@ -64,6 +65,19 @@ def test_rates_hold_from_the_first_step(make_model):
     assert optimizer.learning_rates["tables"] == pytest.approx(0.025)
 
 
+def test_fused_tables_have_the_rate_of_the_stage_in_the_first_backward_pass(make_model, make_batch):
+    """In loops too that clear the gradients last: no call of the optimizer comes before it."""
+    tables = TableOptimizerConfig(name="sgd", learning_rate=0.5)
+    stage = StageConfig(batches=1, learning_rate_scale={"tables": 0.0})
+    model = make_model(tables)
+    enter_stage(model, stage)
+    StageOptimizer(model, OptimizerConfig(tables=tables), stage)
+    own = part_parameters(model)["tables"]
+    before = {name: table.detach().clone() for name, table in own.items()}
+    model(make_batch())[0].backward()
+    assert all(torch.equal(table, before[name]) for name, table in own.items())
+
+
 @pytest.mark.parametrize("sharding", ["auto", "table_wise", "data_parallel"])
 def test_dense_adam_with_l2_and_clipping(make_model, make_batch, features, sharding):
     tables = TableOptimizerConfig(name="adam", kernel="dense", learning_rate=1e-2, l2=0.1)
@@ -87,6 +101,33 @@ def test_dense_adam_with_l2_and_clipping(make_model, make_batch, features, shard
         expected.append(output.loss.item())
     assert losses == pytest.approx(expected, abs=1e-6)
     assert losses[0] != pytest.approx(losses[-1], abs=1e-4)
+
+
+def test_every_part_has_an_l2_of_its_own(make_model, make_batch):
+    """One step of SGD with it and one without differ by the rate times l2 times the weights."""
+    l2 = {"tables": 0.5, "backbone": 0.1, "experts": 0.2, "router": 0.3}
+    before, after = {}, []
+    for scale in (0, 1):
+        parts = {
+            part: PartOptimizerConfig("sgd", learning_rate=0.1, l2=scale * weight)
+            for part, weight in l2.items()
+            if part != "tables"
+        }
+        tables = TableOptimizerConfig("sgd", "dense", learning_rate=0.1, l2=scale * l2["tables"])
+        model = make_model(tables)
+        enter_stage(model, STAGE)
+        before = {
+            (part, name): parameter.detach().clone()
+            for part, parameters in part_parameters(model).items()
+            for name, parameter in parameters.items()
+        }
+        config = OptimizerConfig(tables=tables, **parts)
+        _losses(model, StageOptimizer(model, config, STAGE), [make_batch(0)])
+        after.append(dict(model.named_parameters()))
+    assert {part for part, _ in before} == set(l2)
+    for (part, name), value in before.items():
+        decayed = after[0][name] - after[1][name]
+        torch.testing.assert_close(decayed, 0.1 * l2[part] * value, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
