@@ -83,6 +83,18 @@ def test_an_expert_is_dead_below_a_tenth_of_its_fair_share() -> None:
     assert _health(model, torch.randn(9, 16))["router"].dead_share == [0.25]
 
 
+def test_paths_of_many_experts_are_told_apart() -> None:
+    """Experts 43 and 299 are one, and 255 is none, in a byte."""
+    model = _model(num_layers=1, num_experts=300, query_dim=3)
+    with torch.no_grad():  # the query is the first three values, less their mean
+        model.router.query.projection.bias.zero_()
+        model.router.query.projection.weight.copy_(torch.eye(3, 16))
+        model.router.keys.zero_()
+        for i, expert in enumerate((43, 255, 299)):
+            model.router.keys[0, expert, i] = 40.0
+    assert _health(model, torch.eye(3, 16))["router"].paths == 3
+
+
 def test_experts_that_top_k_never_keeps_are_dead() -> None:
     health = _health(_model(num_experts=64, top_k=1), torch.randn(8, 16))["router"]
     assert min(health.dead_share) >= (64 - 8) / 64
@@ -91,7 +103,8 @@ def test_experts_that_top_k_never_keeps_are_dead() -> None:
 
 def test_padding_is_left_out() -> None:
     model, x = _model(), torch.randn(10, 16)
-    assert _health(model, x, keep=slice(6)) == _health(model, x[:6])
+    x[7] = float("nan")
+    assert _health(model, x, keep=slice(6)) == _health(model, x[:6]) != {}
 
 
 def test_routers_that_did_not_run_are_left_out() -> None:
