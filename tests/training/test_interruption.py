@@ -4,10 +4,13 @@ import itertools
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from torchrec_hilomoe.training import interruption
 from torchrec_hilomoe.training.interruption import TrainingInterrupted, Watch
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -53,6 +56,41 @@ def test_the_clock_pauses_batches_until_a_save():
         watch.saved()
         assert not watch.save_due
         assert list(itertools.islice(watch.until_pause(stream), 3)) != []
+
+
+def test_the_time_to_the_next_save_begins_at_the_last(monkeypatch):
+    now = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: seconds)
+    monkeypatch.setattr(interruption, "time", clock)
+    seconds = next(now)
+    with Watch(every_minutes=1) as watch:
+        for _ in range(3):
+            batches = 0
+            for _ in watch.until_pause(itertools.count()):
+                seconds, batches = next(now), batches + 1  # a batch a second
+            assert batches == 60
+            watch.saved()
+
+
+def test_the_pace_of_what_was_before_says_nothing():
+    with Watch(None) as watch:
+        assert sum(1 for _ in watch.until_pause(range(5000))) == 5000
+        taken = 0
+        for _ in watch.until_pause(range(10_000)):
+            taken += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert taken < 4
+
+
+def test_signals_are_left_alone_outside_of_the_main_thread():
+    """Python lets no other thread handle them."""
+
+    def take() -> list[int]:
+        with Watch(None) as watch:
+            return list(watch.until_pause(range(3)))
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(take).result() == [0, 1, 2]
 
 
 def test_a_save_that_is_due_does_not_end_an_evaluation():
