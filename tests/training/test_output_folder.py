@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.training import output_folder
-from torchrec_hilomoe.training.output_folder import exclusive
+from torchrec_hilomoe.training.output_folder import _check_shared, exclusive
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +48,14 @@ def test_other_errors_name_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(ConfigError, match=f"output_dir: cannot write {tmp_path}: .*broken"):
         exclusive(tmp_path).__enter__()
+
+
+def test_what_shows_that_a_folder_is_shared_is_removed(tmp_path):
+    _check_shared(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "touch", lambda path: None)
+    with pytest.raises(ConfigError, match=f"rank 0 does not see in {tmp_path} what rank 0 wrote"):
+        _check_shared(tmp_path)
