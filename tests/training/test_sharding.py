@@ -32,16 +32,19 @@ def four_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _types(type_: str, name: str = "rowwise_adagrad") -> dict[int, str]:
+def _types(
+    type_: str, name: str = "rowwise_adagrad", kernel: str = "fused", columns: int = 4
+) -> dict[int, str]:
     """The planned sharding type by number of rows."""
     tables = [
-        EmbeddingBagConfig(name=f"t{n}", embedding_dim=4, num_embeddings=n, feature_names=[f"f{n}"])
+        EmbeddingBagConfig(
+            name=f"t{n}", embedding_dim=columns, num_embeddings=n, feature_names=[f"f{n}"]
+        )
         for n in (1, 3, 4, 5, 6, 7, 9, 10, 100)
     ]
     collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
-    model = shard_model(
-        collection, ShardingConfig(type=type_), TableOptimizerConfig(name), torch.device("cpu")
-    )
+    optimizer = TableOptimizerConfig(name, kernel)
+    model = shard_model(collection, ShardingConfig(type_), optimizer, torch.device("cpu"))
     return {int(key[1:]): table.sharding_type for key, table in model.plan.plan[""].items()}
 
 
@@ -73,6 +76,14 @@ def test_tables_of_one_name_are_all_placed_whole_where_one_has_to_be(four_ranks,
 def test_other_types_take_tables_of_few_rows(four_ranks):
     assert set(_types("column_wise", "sgd").values()) == {"column_wise"}
     assert _types("auto")[3] == "table_wise"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_planner_may_choose_goes_by_the_optimizer(four_ranks):
+    """Row-wise Adagrad would train other models where columns are split."""
+    assert _types("auto", "sgd", columns=512)[100] == "column_wise"
+    assert "column_wise" not in _types("auto", "rowwise_adagrad", columns=512).values()
+    assert set(_types("auto", "adam", kernel="dense").values()) == {"data_parallel"}
 
 
 @pytest.mark.filterwarnings("ignore")

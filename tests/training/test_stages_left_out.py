@@ -9,7 +9,14 @@ import torch
 
 from torchrec_hilomoe.errors import ConfigError
 from torchrec_hilomoe.modules import HierarchicalRouter
-from torchrec_hilomoe.training import OptimizerConfig, StageConfig, StageOptimizer, enter_stage
+from torchrec_hilomoe.training import (
+    OptimizerConfig,
+    StageConfig,
+    StageOptimizer,
+    enter_stage,
+    part_parameters,
+    stages,
+)
 from torchrec_hilomoe.training.stages import runnable_stages
 
 WARM_UP = StageConfig(train=["tables", "backbone"], experts=False, batches=1)
@@ -36,14 +43,23 @@ def test_what_was_frozen_before_the_stages_stays_frozen(make_model, make_batch):
 
 
 def test_stages_of_parts_without_parameters_are_skipped(make_model):
-    model, stages = make_model(), {"warm_up": WARM_UP, "route": StageConfig(["router"], batches=1)}
-    assert list(runnable_stages(model, stages)) == ["warm_up", "route"]
+    model, route = make_model(), StageConfig(["router"], batches=1)
+    planned = {"warm_up": WARM_UP, "route": route}
+    assert list(runnable_stages(model, planned)) == ["warm_up", "route"]
     for router in model.modules():
         if isinstance(router, HierarchicalRouter):
             del router.keys, router.query
-    assert list(runnable_stages(model, stages)) == ["warm_up"]
+    assert list(runnable_stages(model, planned)) == ["warm_up"]
     with pytest.raises(ConfigError, match="no parameters of what the stages train"):
-        runnable_stages(model, {"route": stages["route"]})
+        runnable_stages(model, {"route": route})
+
+
+def test_a_stage_of_tables_that_are_all_on_other_ranks_is_run(make_model, monkeypatch):
+    """A rank that skipped it would leave the others waiting."""
+    elsewhere = {"tables": {}}
+    monkeypatch.setattr(stages, "part_parameters", lambda m: {**part_parameters(m), **elsewhere})
+    stage = StageConfig(["tables"], batches=1)
+    assert runnable_stages(make_model(), {"tables": stage}) == {"tables": stage}
 
 
 def test_experts_that_are_off_have_no_gradient_to_wait_for(make_model):
