@@ -179,6 +179,52 @@ def test_two_ranks_take_the_rows_of_one(folder, sharding):
     )
 
 
+def test_values_are_new_to_a_table_that_knew_none(folder):
+    """It has no mean of values, so that they start as what was unknown to it."""
+    rare = {"name": "user", "min_count": 1_000_000}
+    values = values_of(folder, "none_known")
+    values["data"]["schema"] = {**SCHEMA, "categorical": [rare, *SCHEMA["categorical"][1:]]}
+    train(parse_run_config(values))
+    best = folder / "none_known" / "checkpoints" / "best"
+    checkpoint = {"warm_start": str(best)}
+    train(parse_run_config(started(folder, "all_new", checkpoint=checkpoint)))
+    before, after = (
+        user_table(folder / name / "checkpoints" / "best") for name in ("none_known", "all_new")
+    )
+    assert (len(before), len(after)) == (1, 21)
+    torch.testing.assert_close(after, before.expand(21, -1))
+
+
+@pytest.mark.parametrize(
+    ("model", "problems"),
+    [
+        (
+            {"name": "dlrm_cat", "over_arch_layer_sizes": [6]},
+            ["missing: model.over_arch.model.", "unexpected: model.inter_arch.", " there, (6, "],
+        ),
+        ({"embedding_dim": 128}, ["t_user.weight: (21, 256) there, (21, 128) here"]),
+    ],
+    ids=["layers", "tables"],
+)
+def test_weights_that_do_not_fit_are_named_or_left_as_they_are(folder, caplog, model, problems):
+    values = started(folder, f"other_{model.get('name', 'width')}")
+    values["model"] = {"name": "hilomoe", "embedding_dim": 256, **model}
+    with pytest.raises(CheckpointError, match="does not fit the model") as error:
+        train(parse_run_config(values))
+    values["checkpoint"]["strict"] = False
+    train(parse_run_config(values))
+    assert "warm start without what does not fit" in caplog.text
+    for problem in problems:
+        assert problem in str(error.value)
+        assert problem in caplog.text
+    source, here = (
+        user_table(folder / name / "checkpoints" / "best")
+        for name in ("source", Path(values["output_dir"]).name)
+    )
+    assert (here.shape == source.shape) == ("name" in model)
+    assert here.isfinite().all()
+
+
 def test_hashes_of_another_size_are_refused(folder):
     schema = {**SCHEMA, "categorical": ["user", {"name": "item", "hash_size": 40}]}
     values = started(folder, "other_hash")
