@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from torchrec_hilomoe.errors import CheckpointError, ConfigError
 from torchrec_hilomoe.training import ScoreConfig, ShardingConfig, score
 from torchrec_hilomoe.training.score import ScoreDataConfig
 
@@ -14,12 +15,16 @@ from torchrec_hilomoe.training.score import ScoreDataConfig
 def score_rows(tmp_path, tmp_path_factory):
     """Scores the valid rows that `run_training` evaluates on.
 
-    One may be made bad, and labels left out.
+    One may be made bad, and labels left out; predictions are written to ``tmp_path / to``.
     """
 
     def run(
-        checkpoint, bad: int | None = None, labels: bool = True, sharding: str = "row_wise"
-    ) -> tuple[dict, pa.Table]:
+        checkpoint,
+        bad: int | None = None,
+        labels: bool = True,
+        sharding: str = "row_wise",
+        to: str | None = "scores.parquet",
+    ) -> tuple[dict, pa.Table | None]:
         valid = next((tmp_path_factory.getbasetemp() / "cache").rglob("valid.parquet"))
         rows = pq.read_table(valid).to_pylist()
         if bad is not None:
@@ -29,9 +34,9 @@ def score_rows(tmp_path, tmp_path_factory):
         data = ScoreDataConfig(
             str(tmp_path / "rows.parquet"), 16, on_bad_row="skip", cache_dir=str(tmp_path / "cache")
         )
-        scores = tmp_path / "scores.parquet"
+        scores = None if to is None else tmp_path / to
         metrics = score(ScoreConfig(checkpoint, data, scores, ShardingConfig(sharding)))
-        return metrics, pq.read_table(scores)
+        return metrics, None if scores is None else pq.read_table(scores)
 
     return run
 
@@ -57,6 +62,29 @@ def test_rows_without_labels_have_predictions_alone(run_training, score_rows, tm
     assert with_labels["label"].null_count == 0
     for column in ("row", "prediction"):
         assert without[column] == with_labels[column]
+
+
+def test_predictions_go_where_they_can_be_written(run_training, score_rows, tmp_path):
+    run_training(tmp_path / "run", "training.max_train_batches=1")
+    best = tmp_path / "run" / "checkpoints" / "best"
+    _, table = score_rows(best, to="new/folder/scores.parquet")
+    assert table.num_rows == 256
+    with pytest.raises(ConfigError, match="^predictions: cannot write .*rows.parquet/scores"):
+        score_rows(best, to="rows.parquet/scores")
+    with pytest.raises(ConfigError, match="has no labels.* give predictions=FILE"):
+        score_rows(best, labels=False, to=None)
+    assert score_rows(best, to=None)[0]["auc"] is not None
+
+
+def test_a_damaged_checkpoint_scores_nothing(run_training, score_rows, tmp_path):
+    run_training(tmp_path / "run", "training.max_train_batches=1")
+    best = tmp_path / "run" / "checkpoints" / "best"
+    weights = next(best.glob("weights/*.distcp"))
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        score_rows(best)
 
 
 @pytest.mark.parametrize("sharding", ["auto", "table_wise"])
