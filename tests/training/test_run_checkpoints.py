@@ -95,6 +95,16 @@ def test_half_of_a_checkpoint_is_removed_by_the_next_save(run_training, tmp_path
     assert not half.exists()
 
 
+def test_a_checkpoint_that_a_user_has_linked_to_is_kept(run_training, tmp_path):
+    keep = "checkpoint.keep_last=1"
+    run_training(tmp_path, keep, kill_after=7)
+    (tmp_path / "checkpoints" / "mine").symlink_to("step-00000005")
+    run_training(tmp_path, keep)
+    kept = {path.name for path in (tmp_path / "checkpoints").glob("step-*")}
+    assert kept == {"step-00000005", *_links(tmp_path).values()}
+    assert "step-00000005" not in {_links(tmp_path)["best"], _links(tmp_path)["last"]}
+
+
 def test_a_best_of_the_run_before_is_not_taken_for_that_of_a_new_one(run_training, tmp_path):
     run = tmp_path / "run"
     run_training(run, "training.stages.joint.epochs=3")
