@@ -81,6 +81,9 @@ def test_tables_can_be_quantised(trained, scored):
 def test_no_checkpoint(tmp_path):
     with pytest.raises(ConfigError, match="is no checkpoint of this library"):
         load_for_serving(tmp_path)
+    (tmp_path / "model.json").write_text('{"model": "of another library"}')
+    with pytest.raises(ConfigError, match=r"of this library \(model.json lacks features, experts"):
+        load_for_serving(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
