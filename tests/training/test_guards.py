@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
+from torch import distributed as dist
 
 from torchrec_hilomoe.errors import TrainingError
 from torchrec_hilomoe.training import (
@@ -89,6 +91,32 @@ def test_the_offending_batch_is_saved(make_model, make_batch, tmp_path):
     assert torch.equal(saved["labels"], batch.labels)
     assert torch.equal(saved["values"], batch.sparse_features.values())
     assert saved["keys"] == ["user", "item", "genres"]
+
+
+def test_a_batch_that_another_rank_cannot_learn_from_is_skipped(
+    make_batch, device, tmp_path, monkeypatch
+):
+    """Where tables learn alone, no gradient of a dense part tells this rank of it."""
+
+    def all_reduce(finite, op):
+        assert op == dist.ReduceOp.MIN
+        finite.zero_()
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    guard = NonFiniteGuard("skip", tmp_path, Progress())
+    assert not guard.accepts(torch.tensor(0.5), torch.tensor(0.1), make_batch())
+
+
+def test_skipped_batches_fill_no_disk_and_need_none(make_batch, device, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    for folder, saved in (("folder", 10), ("file/folder", 0)):
+        progress = Progress()
+        guard = NonFiniteGuard("skip", tmp_path / folder, progress)
+        for progress.step in range(12):
+            assert not guard.accepts(torch.tensor(math.nan), torch.tensor(0.1), make_batch())
+        assert progress.skipped == 12
+        assert len(list((tmp_path / folder).glob("*.pt"))) == saved
+    assert "cannot write" in caplog.text
 
 
 def _nan_gradient(module, grad_input, grad_output):
