@@ -7,6 +7,7 @@ python examples/train_dlrm_hilomoe.py --help
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,7 @@ def main(values: dict[str, Any], config: DictConfig) -> dict[str, Any]:
         dict[str, Any]: the content of ``metrics.json``.
     """
     _check_tuned()
-    # In a multirun each job has a subfolder of its own.
-    output_dir = Path(HydraConfig.get().runtime.output_dir)
+    output_dir = _output_dir(values)
     run_config = parse_run_config(values | {"output_dir": str(output_dir)})
 
     def save_config() -> None:
@@ -52,6 +52,20 @@ def monitored_on_valid(config: DictConfig, metrics: dict[str, Any]) -> float | N
     """What a Hydra sweeper optimises: ``training.monitor`` on valid, None without valid data."""
     valid = metrics["valid"]
     return None if valid is None else valid[config.training.monitor]
+
+
+def _output_dir(values: dict[str, Any]) -> Path:
+    """Hydra's, since each job of a multirun has a subfolder of its own."""
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    given = Path(os.path.normpath(Path(hydra_config.runtime.cwd, values["output_dir"])))
+    overridden = any(o.startswith("output_dir=") for o in hydra_config.overrides.task)
+    if overridden and given not in (folder, *folder.parents):
+        raise ConfigError(
+            f"output_dir={values['output_dir']}: not heeded, since hydra.run.dir or "
+            f"hydra.sweep.dir is {folder}; give that one in its place"
+        )
+    return folder
 
 
 def _check_tuned() -> None:

@@ -205,6 +205,13 @@ def test_sweepers_are_given_what_is_monitored_on_valid(launch, small, tmp_path):
     assert values == [metrics[0]["valid"]["auc"], metrics[1]["valid"]["logloss"]]
 
 
+def test_a_folder_that_hydra_would_not_write_to_is_refused(launch, small, tmp_path):
+    """A run's own config.yaml, say, has no settings of Hydra, and so not the folder either."""
+    run = launch(*small, f"output_dir={tmp_path / 'a'}", f"hydra.run.dir={tmp_path / 'b'}")
+    assert run.code == 1
+    assert f"not heeded, since hydra.run.dir or hydra.sweep.dir is {tmp_path / 'b'}" in run.stderr
+
+
 def test_hydra_repeats_a_run(launch, small, tmp_path):
     pickled = "hydra.experimental.callbacks.PickleJobInfoCallback"
     first = launch(
