@@ -65,3 +65,9 @@ def test_hosts_of_unequal_numbers_of_ranks(launch) -> None:
     refused = launch("data.train=0.csv sharding=table_row_wise output_dir=out", unequal)
     assert "sharding.type: table_row_wise needs as many ranks on every host" in refused.stderr
     assert not launch("data.train=0.csv output_dir=out", unequal).returncode
+
+
+def test_a_run_goes_on_where_each_host_has_the_data_in_a_path_of_its_own(launch) -> None:
+    for _ in ("begun", "finished, so that it only reports"):
+        run = launch("data.train=copy$RANK.csv output_dir=out", "; cp 0.csv copy$RANK.csv")
+        assert not run.returncode, run.stderr

@@ -67,6 +67,27 @@ def test_what_may_change_in_a_run_that_goes_on(run_training, tmp_path, caplog):
                     check_same_run(saved, config, explicit)
 
 
+def test_data_are_known_by_their_content_wherever_they_lie(run_training, write_clicks, tmp_path):
+    """Labels decide no vocabulary and no number of rows."""
+    here, moved = tmp_path / "clicks.csv", tmp_path / "moved.csv"
+    write_clicks(here, 640, 0)
+
+    def run(path, **options):
+        columns = ["categorical=[user,item]", "dense=[]", "multi_valued=[]", "group=null"]
+        schema = [f"data.schema.{column}" for column in ("label=clicked", *columns)]
+        files = [f"data.{key}" for key in ("source=tabular", f"train={path}", f"valid={path}")]
+        return run_training(tmp_path / "run", *schema, *files, **options)
+
+    run(here, kill_after=7)
+    here.rename(moved)
+    assert run(moved)["train_batches"] == 20
+    header, *rows = moved.read_text().splitlines()
+    others = [f"{1 - int(row[0])}{row[1:]}" for row in rows]
+    moved.write_text("\n".join([header, *others]) + "\n")
+    with pytest.raises(ConfigError, match=r"of another run: content.train .*, content.valid "):
+        run(moved)
+
+
 def test_a_finished_run_is_not_gone_on_with_by_changes(run_training, tmp_path):
     run_training(tmp_path / "run")
     unfinished, finished = _checkpoints(tmp_path / "run")

@@ -41,6 +41,7 @@ from torchrec_hilomoe.training.config import (
 from torchrec_hilomoe.training.distributed import (
     PREPARATION_TIMEOUT,
     agree,
+    broadcast,
     init_process_group,
     is_main_rank,
     set_timeout,
@@ -167,7 +168,7 @@ def train(config: RunConfig, on_start: Callable[[], None] = lambda: None) -> dic
             config.checkpoint,
             config.model,
             data,
-            _plain(config, data),
+            broadcast(_plain(config, data)),  # of which rank 0's is saved; paths may differ
         )
         agree(on_start)
         model = build_sharded(
@@ -290,6 +291,7 @@ def _plain(config: RunConfig, data: DataSource) -> dict[str, Any]:
         "features": dataclasses.asdict(data.features),
         "encoder": data.encoder.digest(),
         "rows": data.report["rows"],
+        "content": data.identity["content"],
     }
     plain: dict[str, Any] = to_jsonable_python(values)
     return plain

@@ -11,6 +11,7 @@ from typing import Any
 from torch import distributed as dist
 
 from torchrec_hilomoe.config import flat_keys
+from torchrec_hilomoe.data.config import SPLITS
 from torchrec_hilomoe.errors import CheckpointError, ConfigError
 from torchrec_hilomoe.training.checkpoint.description import (
     RunInfo,
@@ -188,6 +189,10 @@ def _changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, t
     old, new = dict(flat_keys(saved)), dict(flat_keys(config))
     if old.get("encoder") == new.get("encoder"):  # wherever the vocabularies came from
         new["data.vocabularies_from"] = old.get("data.vocabularies_from")
+    for split in SPLITS:
+        content = f"content.{split}"
+        if content in old and old[content] == new.get(content):  # wherever the files lie
+            new[f"data.{split}"] = old.get(f"data.{split}")
     return {
         key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
