@@ -181,9 +181,12 @@ def test_no_tokens_have_no_outputs() -> None:
     assert linear(torch.randn(7, 0, 12)).shape == (7, 0, 10)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("shape", [(12,), (2, 3, 4, 12)])
-def test_other_shapes_are_refused(shape) -> None:
+def test_other_shapes_are_refused(shape, enabled) -> None:
+    """Not only once a later stage enables the experts."""
     linear = HiLoMoELinear(12, 10, HiLoMoEConfig(3, 4))
+    linear.experts_enabled = enabled
     with pytest.raises(ValueError, match=r"\[B, d\] or \[B, N, d\]"):
         linear(torch.randn(shape))
 

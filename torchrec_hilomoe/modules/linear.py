@@ -210,9 +210,14 @@ def shared_routing(router: HierarchicalRouter, linears: Iterable[nn.Module], x: 
 
     Returns:
         Routing: of no samples while the experts of every linear are disabled.
+
+    Raises:
+        ValueError: x has another number of dimensions.
     """
     linears = list(linears)
     if not any(linear.experts_enabled for linear in linears):
+        if isinstance(x, Tensor):  # FX traces with proxies
+            _check_shape(x)
         return router.skip()
     return router(mean_over_tokens(x), linears[0].expert_v if router.config.tied_keys else None)
 
@@ -230,11 +235,15 @@ def mean_over_tokens(x: Tensor) -> Tensor:
     Raises:
         ValueError: x has another number of dimensions.
     """
+    _check_shape(x)
     if x.dim() == 2:
         return x
-    if x.dim() != 3:
-        raise ValueError("x has the shape [B, d] or [B, N, d]: reshape it, a sample a row")
     # Not mean(): its backward would write a gradient of the size of x, where sum's is a view. A sum
     # of float16 soon leaves its range.
     dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
     return (x.sum(dim=1, dtype=dtype) * (1.0 / max(x.size(1), 1))).to(x.dtype)
+
+
+def _check_shape(x: Tensor) -> None:
+    if x.dim() < 2 or x.dim() > 3:
+        raise ValueError("x has the shape [B, d] or [B, N, d]: reshape it, a sample a row")
