@@ -42,6 +42,7 @@ def test_fits_torchrec_interaction_dcn_arch() -> None:
     torch.testing.assert_close(output, crossnet(combined))
 
 
-def test_needs_a_cross_layer() -> None:
-    with pytest.raises(ValueError, match="num_cross_layers"):
-        HiLoMoECrossNet(12, 0, HiLoMoEConfig())
+@pytest.mark.parametrize("number", [0, 2.0, True, "2"])
+def test_needs_a_whole_number_of_cross_layers(number) -> None:
+    with pytest.raises(ValueError, match=f"num_cross_layers must be .*, got {number!r}"):
+        HiLoMoECrossNet(8, number, HiLoMoEConfig())

@@ -57,6 +57,8 @@ def test_tied_without_keys_names_the_remedy() -> None:
     router = HierarchicalRouter(12, HiLoMoEConfig(3, 4, tied_keys=True))
     with pytest.raises(ValueError, match=r"router\(x, expert_v\)"):
         router(torch.randn(7, 12))
+    with pytest.raises(ValueError, match="no weights of its own"):
+        router.weights()
 
 
 def test_query_dropout_acts_in_training_alone() -> None:

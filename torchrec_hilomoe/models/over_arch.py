@@ -43,6 +43,8 @@ class OverArch(nn.Module):
         layer_sizes = list(layer_sizes)
         if not layer_sizes:
             raise ValueError("OverArch needs at least one layer: layer_sizes is empty")
+        if not 0.0 <= dropout <= 1.0:
+            raise ValueError(f"dropout must lie in [0, 1], got {dropout}")
         layers: list[nn.Module] = []
         for width in layer_sizes[:-1]:
             layers.append(nn.Linear(in_features, width, device=device))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from torchrec_hilomoe.modules.checks import check_whole
 from torchrec_hilomoe.modules.config import HiLoMoEConfig
 from torchrec_hilomoe.modules.linear import RoutedLinear, shared_routing
 from torchrec_hilomoe.modules.router import HierarchicalRouter
@@ -25,7 +26,7 @@ class HiLoMoECrossNet(nn.Module):
         dtype (torch.dtype | None): dtype of the parameters.
 
     Raises:
-        ValueError: ``num_cross_layers`` is less than 1.
+        ValueError: a size is no whole number, or below 1.
 
     Example:
         >>> crossnet = HiLoMoECrossNet(16, 2, HiLoMoEConfig(num_layers=3, num_experts=4))
@@ -42,8 +43,7 @@ class HiLoMoECrossNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_cross_layers < 1:
-            raise ValueError(f"num_cross_layers must be at least 1, got {num_cross_layers}")
+        check_whole("num_cross_layers", num_cross_layers, at_least=1)
         self.router = HierarchicalRouter(in_features, config, device, dtype)
         self.linears = nn.ModuleList(
             RoutedLinear(in_features, in_features, config, device, dtype)

@@ -149,10 +149,11 @@ class HierarchicalRouter(nn.Module):
         Raises:
             ValueError: the keys are tied.
         """
-        parts: Any = self.query  # a Sequential has its modules as attributes, of any type
-        norm, projection, keys = parts.norm, parts.projection, self.keys
+        keys = self.keys
         if keys is None:
             raise ValueError("tied_keys: this router has no weights of its own")
+        parts: Any = self.query  # a Sequential has its modules as attributes, of any type
+        norm, projection = parts.norm, parts.projection
         return RouterWeights(
             norm.weight, norm.bias, projection.weight, projection.bias, keys, norm.eps
         )
