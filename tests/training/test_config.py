@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from torchrec_hilomoe.config import parse_config
@@ -54,6 +56,17 @@ def test_no_limit_is_named_as_one_that_is_too_large(config, values):
         (lambda: TableOptimizerConfig(name="sgd", eps=0.1), "sgd has no eps"),
         (lambda: PartOptimizerConfig(name="sgd", eps=0.1), "sgd has no eps"),
         (lambda: ShardingConfig(type="rowwise"), "type must be one of .* got 'rowwise'"),
+        (lambda: StageConfig(epochs=-1), "epochs must be finite and positive, got -1"),
+        (lambda: StageConfig(epochs=math.inf), "epochs must be finite and positive, got inf"),
+        (
+            lambda: StageConfig(batches=1, learning_rate_scale={"tables": -1}),
+            "learning_rate_scale.tables must be finite and at least 0, got -1",
+        ),
+        (lambda: TableOptimizerConfig(learning_rate=-0.1), "learning_rate must be finite and at l"),
+        (lambda: PartOptimizerConfig(learning_rate="1e-3"), "learning_rate must be a number, got"),
+        (lambda: PartOptimizerConfig(l2=math.nan), "l2 must be finite and at least 0, got nan"),
+        (lambda: TableOptimizerConfig(eps=0), "eps must be finite and positive, got 0"),
+        (lambda: ShardingConfig(memory_per_rank_gib=0), "memory_per_rank_gib must be finite and p"),
     ],
 )
 def test_configurations_that_are_built_in_python_are_checked_too(build, message):

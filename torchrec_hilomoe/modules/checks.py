@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -54,3 +55,20 @@ def check_whole(name: str, value: Any, at_least: int) -> None:
     check_type(name, value, Integral)
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value}")
+
+
+def check_number(name: str, value: Any, positive: bool = False) -> None:
+    """Refuses what is no finite number, or negative.
+
+    Args:
+        name (str): of the argument.
+        value (Any): what was given.
+        positive (bool): refuse 0, too.
+
+    Raises:
+        ValueError: the value is none of these.
+    """
+    check_type(name, value, Real)
+    if not 0.0 <= value < math.inf or (positive and not value):
+        kind = "positive" if positive else "at least 0"
+        raise ValueError(f"{name} must be finite and {kind}, got {value}")

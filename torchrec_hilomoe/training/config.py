@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from torchrec_hilomoe.config import STRICT
 from torchrec_hilomoe.modules import AuxiliaryLossConfig, DensePart
-from torchrec_hilomoe.modules.checks import check_choice, check_whole
+from torchrec_hilomoe.modules.checks import check_choice, check_number, check_whole
 
 Part = Literal["tables", DensePart]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -63,10 +63,13 @@ class StageConfig:
             raise ValueError("give the length of the stage by exactly one of epochs and batches")
         if self.batches is not None:
             check_whole("batches", self.batches, at_least=1)
+        if self.epochs is not None:
+            check_number("epochs", self.epochs, positive=True)
         for part in self.train:
             check_choice("train", part, PARTS)
-        for part in self.learning_rate_scale:
+        for part, scale in self.learning_rate_scale.items():
             check_choice("learning_rate_scale", part, PARTS)
+            check_number(f"learning_rate_scale.{part}", scale)
         if not self.train:
             raise ValueError("train is empty: name the parts that learn")
         if len(set(self.train)) < len(self.train):
@@ -164,12 +167,7 @@ class PartOptimizerConfig:
 
     def __post_init__(self) -> None:
         check_choice("name", self.name, get_args(DenseOptimizer))
-        _check_eps(self.name, self.eps)
-
-
-def _check_eps(name: str, eps: float | None) -> None:
-    if name == "sgd" and eps is not None:
-        raise ValueError("eps: sgd has no eps")
+        _check_numbers(self)
 
 
 @dataclass
@@ -199,9 +197,18 @@ class TableOptimizerConfig:
     def __post_init__(self) -> None:
         check_choice("name", self.name, get_args(TableOptimizer))
         check_choice("kernel", self.kernel, get_args(Kernel))
-        _check_eps(self.name, self.eps)
+        _check_numbers(self)
         if self.l2 and self.kernel == "fused":
             raise ValueError("l2 covers whole tables and needs kernel=dense")
+
+
+def _check_numbers(optimizer: PartOptimizerConfig | TableOptimizerConfig) -> None:
+    check_number("learning_rate", optimizer.learning_rate)
+    check_number("l2", optimizer.l2)
+    if optimizer.eps is not None:
+        check_number("eps", optimizer.eps, positive=True)
+        if optimizer.name == "sgd":
+            raise ValueError("eps: sgd has no eps")
 
 
 @dataclass
@@ -243,6 +250,8 @@ class ShardingConfig:
 
     def __post_init__(self) -> None:
         check_choice("type", self.type, get_args(ShardingType))
+        if self.memory_per_rank_gib is not None:
+            check_number("memory_per_rank_gib", self.memory_per_rank_gib, positive=True)
 
 
 @dataclass
