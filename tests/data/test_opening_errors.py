@@ -30,6 +30,12 @@ def test_a_folder_without_an_encoder(tmp_path: Path) -> None:
         open_encoded(tmp_path, "x.csv", batch_size=4, rank=0, world_size=1)
 
 
+def test_what_is_neither_raise_nor_skip(tmp_path: Path) -> None:
+    """It left bad rows out."""
+    with pytest.raises(ConfigError, match=r"data\.on_bad_row: .* got 'Raise'"):
+        open_encoded(tmp_path, "x.csv", batch_size=4, rank=0, world_size=1, on_bad_row="Raise")
+
+
 def test_vocabularies_from_elsewhere(tmp_path: Path, make_config: MakeConfig) -> None:
     (tmp_path / "t.csv").write_text(EIGHT_ROWS)
     config = make_config(tmp_path / "t.csv", SCHEMA, vocabularies_from=str(tmp_path))

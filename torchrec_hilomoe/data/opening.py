@@ -126,8 +126,12 @@ def open_encoded(
         DataSource: with the one split ``"test"``.
 
     Raises:
+        ConfigError: the batch cannot be dealt out to the ranks, a file is named twice, or
+            ``on_bad_row`` is neither of the two.
         DataError: a file cannot be used.
     """
+    if on_bad_row not in ("raise", "skip"):
+        raise ConfigError(f"data.on_bad_row: expected raise or skip, got {on_bad_row!r}")
     shard = _shard(batch_size, rank, world_size)
     encoder = load_encoder(folder)
     root = cache_root(cache_dir)
