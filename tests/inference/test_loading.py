@@ -11,8 +11,14 @@ import torch
 from torch import distributed as dist
 from torchrec.inference.modules import quantize_inference_model
 
-from torchrec_hilomoe.errors import CheckpointError, ConfigError
-from torchrec_hilomoe.inference import FlatInputs, flat_tensors, load_for_serving, loading
+from torchrec_hilomoe.errors import CheckpointError, ConfigError, DataError
+from torchrec_hilomoe.inference import (
+    FlatInputs,
+    RequestEncoder,
+    flat_tensors,
+    load_for_serving,
+    loading,
+)
 from torchrec_hilomoe.models import registry
 from torchrec_hilomoe.training import init_process_group
 from torchrec_hilomoe.training.checkpoint import read_info
@@ -92,6 +98,26 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(CheckpointError, match="is damaged"):
         load_for_serving(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "of_encoder"),
+    [
+        ("model.json", '"sparse"', ConfigError),
+        ("model.json", '"num_embeddings"', ConfigError),
+        ("encoder/encoder.json", '"label"', DataError),
+        ("encoder/encoder.json", '"delimiter"', DataError),
+    ],
+)
+def test_a_description_with_another_key_is_refused(trained, tmp_path, name, key, of_encoder):
+    """As a flipped bit leaves it, which is JSON all the same."""
+    checkpoint = shutil.copytree(trained.checkpoint, tmp_path / "checkpoint")
+    content = (checkpoint / name).read_text()
+    (checkpoint / name).write_text(content.replace(key, f'{key[:-2]}?"', 1))
+    with pytest.raises((CheckpointError, ConfigError)):
+        load_for_serving(checkpoint)
+    with pytest.raises(of_encoder):
+        RequestEncoder(checkpoint)
 
 
 def test_an_interaction_that_is_not_registered_is_named(trained, monkeypatch):

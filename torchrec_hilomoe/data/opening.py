@@ -248,8 +248,8 @@ def load_encoder(folder: Path) -> TabularEncoder | CriteoEncoder:
     """
     path = folder / SETTINGS_FILE
     try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        settings = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: cannot be read: {error}; was the model saved here?") from error
     if settings.get("format_version") != FORMAT_VERSION:
         raise DataError(
@@ -260,7 +260,7 @@ def load_encoder(folder: Path) -> TabularEncoder | CriteoEncoder:
     kinds = {kind.kind: kind for kind in (TabularEncoder, CriteoEncoder)}
     try:
         return kinds[settings["kind"]].load(folder)
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (OSError, KeyError, TypeError, ConfigError, pa.ArrowException) as error:
         raise DataError(f"{folder}: cannot be read: {error}; was the model saved here?") from error
 
 

@@ -32,7 +32,8 @@ def load_for_serving(
         when it was chosen. Its ``model`` takes what the trained one took, a ``KeyedJaggedTensor``.
 
     Raises:
-        ConfigError: there is no checkpoint, or nothing is registered under its model's name.
+        ConfigError: there is no checkpoint, its description cannot be read, or nothing is
+            registered under its model's name.
         CheckpointError: it is damaged, or does not fit the model that is registered.
     """
     checkpoint = Path(checkpoint)

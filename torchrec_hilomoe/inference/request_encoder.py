@@ -30,7 +30,8 @@ class RequestEncoder:
         checkpoint (Path | str): such as ``OUTPUT_DIR/checkpoints/best``.
 
     Raises:
-        ConfigError: there is no checkpoint, or its data were encoded before they were read.
+        ConfigError: there is no checkpoint, its description cannot be read, or its data were
+            encoded before they were read.
         DataError: what it says of the data cannot be read.
     """
 

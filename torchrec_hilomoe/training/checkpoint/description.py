@@ -99,13 +99,16 @@ def read_info(checkpoint: Path) -> CheckpointInfo:
         CheckpointInfo: what it says.
 
     Raises:
-        ConfigError: there is no checkpoint.
+        ConfigError: there is no checkpoint, or this cannot be read.
     """
     content = _read(checkpoint, _MODEL_FILE, *_OF_MODEL)
-    features = FeatureSpec(
-        dense=tuple(content["features"]["dense"]),
-        sparse=tuple(SparseFeature(**feature) for feature in content["features"]["sparse"]),
-    )
+    try:
+        features = FeatureSpec(
+            dense=tuple(content["features"]["dense"]),
+            sparse=tuple(SparseFeature(**feature) for feature in content["features"]["sparse"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise _no_checkpoint("checkpoint", checkpoint, error) from None
     return CheckpointInfo(
         parse_model_config(content["model"]),
         features,
@@ -153,8 +156,12 @@ def _read(checkpoint: Path, name: str, *required: str, key: str = "checkpoint") 
         if missing := [entry for entry in required if entry not in content]:
             raise ValueError(f"{name} lacks {', '.join(missing)}")
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{key}={checkpoint}: is no checkpoint of this library ({error}); name a folder such "
-            "as OUTPUT_DIR/checkpoints/best"
-        ) from None
+        raise _no_checkpoint(key, checkpoint, error) from None
     return content
+
+
+def _no_checkpoint(key: str, checkpoint: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{key}={checkpoint}: is no checkpoint of this library ({error}); name a folder such as "
+        "OUTPUT_DIR/checkpoints/best"
+    )
