@@ -121,7 +121,7 @@ class TrainingConfig:
             table gradients never exist as tensors and are not clipped.
         on_non_finite (str): what happens to a batch whose loss or gradients are not finite:
             ``raise`` ends the training; ``skip`` leaves it out on every rank, before anything
-            learns from it, and counts it. The batch is saved in ``OUTPUT_DIR/non_finite``.
+            learns from it, and counts it. The first ten are saved in ``OUTPUT_DIR/non_finite``.
             Predictions on valid that are not finite end the training under ``raise`` too; under
             ``skip`` they have no metrics and are never the best.
         log_every (int): batches between two records of the loss.

@@ -107,7 +107,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
         RunConfig: validated.
 
     Raises:
-        ConfigError: names every key that is wrong.
+        ConfigError: names the keys that are wrong, in one group at a time.
     """
     values = dict(values)
     import_plugins(values.pop("plugins", None))
