@@ -117,10 +117,13 @@ def file_format(path: Path, declared: str) -> str:
         return declared
     suffix = plain_suffix(path)
     if suffix not in _FORMATS:
+        csv, parquet = (
+            ", ".join(name for name, kind in _FORMATS.items() if kind == wanted)
+            for wanted in ("csv", "parquet")
+        )
         raise ConfigError(
-            f"data.format: the suffix of {path} does not tell its format (known: "
-            f"{', '.join(_FORMATS)}, also with {', '.join(COMPRESSED)}); set data.format "
-            "to csv or parquet"
+            f"data.format: the suffix of {path} does not tell its format (known: {parquet}, and "
+            f"{csv}, these also with {', '.join(COMPRESSED)}); set data.format to csv or parquet"
         )
     return _FORMATS[suffix]
 
