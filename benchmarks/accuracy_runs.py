@@ -110,7 +110,7 @@ class RunTable:
             row
             for row in self.rows
             if own.items() <= row.items()
-            and row["config"] == config_digest((*entry.overrides, *json.loads(row["overrides"])))
+            and row["config"] == run_digest(entry, kind, json.loads(row["overrides"]))
         ]
 
 
@@ -182,7 +182,7 @@ class Runner:
             "kind": kind,
             "seed": seed,
             "overrides": json.dumps(list(chosen)),
-            "config": config_digest((*entry.overrides, *chosen)),
+            "config": run_digest(entry, kind, chosen),
             "valid_auc": round(metrics["valid"]["auc"], 6),
             "test_auc": round(test["auc"], 6) if kind == "seed" else "",
             "test_logloss": round(test["logloss"], 6) if kind == "seed" else "",
@@ -219,6 +219,12 @@ class Runner:
         given = {"train": train, "valid": halves[0]} | ({"test": halves[1]} if with_test else {})
         # In quotes, since Hydra takes dt=2024-05-01 for no value.
         return [*(f"data.{split}='{path}'" for split, path in given.items()), "data.format=auto"]
+
+
+def run_digest(entry: Entry, kind: str, chosen: Sequence[str]) -> str:
+    """What a run is known by: its configuration, and the sample of train that a trial saw."""
+    rows = entry.tune_rows if kind == "trial" else None
+    return config_digest((*entry.overrides, *chosen), rows)
 
 
 def machine() -> dict[str, str]:

@@ -43,11 +43,12 @@ _UNDECISIVE = (*_FILES, "cache_dir", "num_workers")
 
 
 @functools.cache
-def config_digest(overrides: tuple[str, ...]) -> str:
+def config_digest(overrides: tuple[str, ...], tune_rows: int | None = None) -> str:
     """Tells two configurations apart: of all that decides a run but its data files and seed.
 
     Args:
         overrides (tuple[str, ...]): as given to the entry scripts.
+        tune_rows (int | None): rows of the sample that train was cut to; None for all rows.
 
     Returns:
         str: 12 hexadecimal digits.
@@ -60,4 +61,6 @@ def config_digest(overrides: tuple[str, ...]) -> str:
     for group, key, value in (("training", "monitor", "auc"), ("data", "vocabularies_from", None)):
         if groups[group][key] == value:
             del groups[group][key]
+    if tune_rows is not None:
+        groups["tune_rows"] = tune_rows
     return hashlib.sha256(json.dumps(groups, sort_keys=True).encode()).hexdigest()[:12]

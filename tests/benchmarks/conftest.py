@@ -62,7 +62,7 @@ def row_of(load) -> Callable[..., dict[str, Any]]:
 
     def row(entry, kind: str, overrides: list[str], auc: float) -> dict[str, Any]:
         own = {"data": entry.data, "model": entry.model, "kind": kind, "seed": 0, "valid_auc": auc}
-        digest = load("runs").config_digest((*entry.overrides, *overrides))
+        digest = load("accuracy_runs").run_digest(entry, kind, overrides)
         return (
             dict.fromkeys(load("accuracy_runs").COLUMNS, "")
             | own

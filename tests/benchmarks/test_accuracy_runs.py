@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,18 @@ def test_table_counts_only_trials_within_the_space(load, plan, tmp_path: Path, r
     again = load("accuracy_runs").RunTable(tmp_path / "runs.csv")
     assert [auc for _, auc in again.trials(entry)] == [0.6, 0.7]
     assert again.best_trial(entry) == ["model.dropout=0.2", "model.over_arch_layer_sizes=[4,4]"]
+
+
+def test_trials_on_a_sample_of_another_size_do_not_count(load, tmp_path: Path, row_of) -> None:
+    space = {"model.dropout": ["0.0"]}
+    entry = load("accuracy_plan").Entry("shop", "dlrm", {}, [], space, tune_rows=30)
+    table = load("accuracy_runs").RunTable(tmp_path / "runs.csv")
+    table.append(row_of(entry, "trial", ["model.dropout=0.0"], 0.6))
+    table.append(row_of(entry, "seed", [], 0.6))
+    assert len(table.trials(entry)) == 1
+    for other in (replace(entry, tune_rows=60), replace(entry, tune_rows=None)):
+        assert not table.trials(other)
+        assert table.seeds(other, [0], []) == {0}  # on all rows, whatever tuning sees
 
 
 def parsed(overrides: list[str]) -> dict[str, object]:
