@@ -76,8 +76,9 @@ def measure(
     encoding = encoding_rate(config, data.report["rows"]["train"]) if is_main_rank() else None
     cases = {case: describe(run, steps) for case, run in runs.items()}
 
-    # One rank on CPU does nothing but compute: its CPU clock leaves other work out.
-    by_cpu = world_size == 1 and device.type == "cpu"
+    # One rank on CPU does nothing but compute: its CPU clock leaves other work out, but would
+    # leave out that of its loader's processes, too.
+    by_cpu = world_size == 1 and device.type == "cpu" and not config.num_workers
     times, loader_rows = (cpu, loading.cpu) if by_cpu else (wall, loading.wall)
     for case, row in cases.items():
         row["ms"] = round(1e3 * times.median(case), 2)

@@ -56,6 +56,25 @@ def test_measures_every_stage(ranks, tmp_path) -> None:
     assert frozen["step_peak_mb"] < joint["step_peak_mb"]
 
 
+@pytest.mark.slow
+def test_work_of_the_loader_s_processes_counts(tmp_path) -> None:
+    results_file = tmp_path / "results.json"
+    options = ("--quick", "--models", "dlrm", "--json", str(results_file))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *options, *SMALL, "data.num_workers=1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHREC_HILOMOE_CACHE": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = json.loads(results_file.read_text())
+    assert results["run"]["clock"] == "wall"  # the CPU clock is that of this process alone
+    case = results["cases"]["dlrm/joint"]
+    assert case["ms"] == pytest.approx(results["wall_ms"]["dlrm/joint"]["median"], abs=0.01)
+
+
 def test_time_belongs_to_the_innermost_range_with_a_part(load) -> None:
     def step() -> None:
         with torch.profiler.record_function("[lookup]_tables"):
