@@ -151,7 +151,10 @@ def _over_lowrank_mixture(repetitions: int) -> Bar:
         "peer": LowRankMixtureCrossNet(432, num_layers=3, num_experts=8, low_rank=1),
     }
     times = take_turns(training_steps(modules, x), repetitions)
-    of = "HiLoMoECrossNet over LowRankMixtureCrossNet: L 3, K 8, rank 1, flat 432, B 4096"
+    of = (
+        "HiLoMoECrossNet of one cross layer (L 3) over LowRankMixtureCrossNet of three: "
+        "K 8, rank 1, flat 432, B 4096"
+    )
     return _bar(times, "ours", "peer", "<= 0.12", of)
 
 

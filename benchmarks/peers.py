@@ -119,7 +119,10 @@ class Concatenated(nn.Module):
 def interaction_archs(
     num_sparse_features: int, embedding_dim: int, out_features: int, config: HiLoMoEConfig
 ) -> dict[str, nn.Module]:
-    """Interaction archs of TorchRec, HiLoMoE's, and those between, at equal L and K."""
+    """Interaction archs of TorchRec, HiLoMoE's, and those between, at equal L and K.
+
+    L is the number of TorchRec's cross layers; HiLoMoE's cross net has one, of L layers of experts.
+    """
     f, d, o = num_sparse_features, embedding_dim, out_features
     num_layers, num_experts, width = config.num_layers, config.num_experts, (f + 1) * d
     mixture = LowRankMixtureCrossNet(width, num_layers, num_experts, low_rank=1)
