@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+SHIPPED = Path(__file__).parents[2] / "benchmarks" / "ablations.yaml"
 PLAN = """
 trials: 0
 seeds: [0, 1]
@@ -77,3 +78,15 @@ def test_sizes_are_drawn_where_a_data_set_has_them(
     assert drawn == {("cafe", "model.num_experts"), ("shop", "model.num_layers")}
     assert len(figures[0].axes) == 4
     assert (tmp_path / "sizes.png").stat().st_size > 5000
+
+
+def test_other_forms_have_the_tuned_experts_of_what_ships(load) -> None:
+    plan = load("accuracy_plan").load_plan(SHIPPED)
+    composed = load("runs").composed
+    forms = [entry for entry in plan.entries if "model=hilomoe_" in str(entry.overrides)]
+    assert forms
+    for entry in forms:  # conf/tuned goes by the name of the model, so the plan has to say it
+        own = composed(entry.overrides).model
+        shipped = composed(plan.entry(f"{entry.data}/hilomoe_shipped").overrides).model
+        for key in ("num_layers", "num_experts", "query_dropout"):
+            assert own[key] == shipped[key], entry.name
