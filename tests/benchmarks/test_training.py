@@ -19,16 +19,15 @@ SMALL = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.multirank)])
-def test_measures_every_stage(ranks, tmp_path) -> None:
+def _measure(models: str, tmp_path: Path, *overrides: str, ranks: int = 1) -> tuple[str, dict]:
+    """Runs the benchmark; returns what it printed and its results."""
     start = [sys.executable]
     if ranks > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     results_file = tmp_path / "results.json"
-    options = ("--quick", "--models", "hilomoe,dlrm_cat", "--json", str(results_file))
+    options = ("--quick", "--models", models, "--json", str(results_file))
     done = subprocess.run(
-        [*start, str(SCRIPT), *options, *SMALL],
+        [*start, str(SCRIPT), *options, *SMALL, *overrides],
         capture_output=True,
         text=True,
         timeout=300,
@@ -36,10 +35,16 @@ def test_measures_every_stage(ranks, tmp_path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    results = json.loads(results_file.read_text())
+    return done.stdout, json.loads(results_file.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.multirank)])
+def test_measures_every_stage(ranks, tmp_path) -> None:
+    printed, results = _measure("hilomoe,dlrm_cat", tmp_path, ranks=ranks)
     for key in ("stage2_over_stage3_step", "hilomoe_over_dlrm_cat_step", "loader_over_training"):
         assert results[key] > 0
-        assert f"`{key}`" in done.stdout
+        assert f"`{key}`" in printed
     assert set(results["cases"]) == {
         "hilomoe/warm_up", "hilomoe/specialise", "hilomoe/joint",
         "dlrm_cat/warm_up", "dlrm_cat/joint",
@@ -58,18 +63,7 @@ def test_measures_every_stage(ranks, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_work_of_the_loader_s_processes_counts(tmp_path) -> None:
-    results_file = tmp_path / "results.json"
-    options = ("--quick", "--models", "dlrm", "--json", str(results_file))
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options, *SMALL, "data.num_workers=1"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHREC_HILOMOE_CACHE": str(tmp_path)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    results = json.loads(results_file.read_text())
+    _, results = _measure("dlrm", tmp_path, "data.num_workers=1")
     assert results["run"]["clock"] == "wall"  # the CPU clock is that of this process alone
     case = results["cases"]["dlrm/joint"]
     assert case["ms"] == pytest.approx(results["wall_ms"]["dlrm/joint"]["median"], abs=0.01)
