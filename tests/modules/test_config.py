@@ -59,7 +59,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 @pytest.mark.parametrize("name", ["load_balance", "z_loss", "diversity"])
 def test_loss_weights_out_of_range_are_named(name: str) -> None:
     for value in (-1.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"{name} is a weight of at least 0, got {value}"):
+        with pytest.raises(ValueError, match=f"{name} must be finite and at least 0, got {value}"):
             AuxiliaryLossConfig(**{name: value})
     with pytest.raises(ValueError, match=f"{name} must be a number, got '1'"):
         AuxiliaryLossConfig(**{name: "1"})

@@ -162,7 +162,7 @@ def test_a_loss_of_weight_0_is_not_computed(balance_weight, z_weight) -> None:
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["load_balance", "z_loss", "diversity"])
 def test_weights_that_are_no_numbers_are_refused(name, weight) -> None:
-    with pytest.raises(ValueError, match=f"^{name} is a weight of at least 0, got {weight}"):
+    with pytest.raises(ValueError, match=f"^{name} must be finite and at least 0, got {weight}"):
         AuxiliaryLossConfig(**{name: weight})
 
 

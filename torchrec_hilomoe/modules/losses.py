@@ -1,9 +1,7 @@
 """Auxiliary losses of hierarchical routing, over the global batch under distributed training."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -13,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from torchrec_hilomoe.config import STRICT
-from torchrec_hilomoe.modules.checks import check_type
+from torchrec_hilomoe.modules.checks import check_number
 from torchrec_hilomoe.modules.linear import RoutedLinear
 from torchrec_hilomoe.modules.router import HierarchicalRouter, Routing
 
@@ -126,9 +124,7 @@ class AuxiliaryLossConfig:
 
     def __post_init__(self) -> None:
         for name in ("load_balance", "z_loss", "diversity"):
-            check_type(name, getattr(self, name), Real)
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is a weight of at least 0, got {getattr(self, name)}")
+            check_number(name, getattr(self, name))
 
 
 class AuxiliaryLosses(NamedTuple):
